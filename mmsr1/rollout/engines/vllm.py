@@ -1,0 +1,203 @@
+"""vLLM behind one coroutine per request, in this process: the engine of training and evaluation.
+
+    generate() --> arrivals --> pump (a task) ==> engine thread: VllmCore.step --> outcomes --> futures
+
+The pump is the only one to hand work to the engine thread, and exists while there is work. It takes what has
+arrived since its last turn, so a request joins the running batch at vLLM's next step. A weight sync is an item of
+the same queue: requests already running finish with the old weights, those that arrive meanwhile wait for the new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmsr1.rollout.engines.base import Completion, EngineFailure, Sampling, TokenPrompt
+from mmsr1.rollout.engines.vllm_core import Outcome, Request, VllmCore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sync:
+    """One call of `load_weights`."""
+
+    tensors: Iterable[tuple[str, Tensor]]
+    version: int
+    done: asyncio.Future[None]
+
+
+class VllmEngine:
+    """The Engine protocol over an in-process vLLM. The defaults suit a small model on a CPU.
+
+    `max_model_len` counts expanded tokens, prompt and answer together. `max_num_batched_tokens` must exceed every
+    prompt: a seeded request whose prompt is split crashes this vLLM. `images_per_prompt` bounds the images of a whole
+    conversation. `kv_cache_bytes` None lets vLLM measure what is free (for GPUs, with
+    `engine_args={"gpu_memory_utilization": ...}`). `engine_args` go to vLLM's `EngineArgs` and win over the rest.
+    `threads` is the engine thread's share of the cores; the trainer's own setting is not touched. `render_cache` is
+    how many processed prompts and decoded images are kept. `reset_encoder_cache=False` is for fault tests only: it
+    leaves the vision tower's old outputs in use after a weight sync.
+
+    Use it from one event loop at a time. Images must be decodable; one that is not fails its own request.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str = "float32",
+        max_model_len: int = 4096,
+        max_num_seqs: int = 128,
+        max_num_batched_tokens: int = 16384,
+        kv_cache_bytes: int | None = 2**28,
+        block_size: int | None = 32,
+        images_per_prompt: int = 6,
+        enforce_eager: bool = True,
+        prefix_caching: bool = True,
+        threads: int = 1,
+        render_cache: int = 512,
+        engine_args: Mapping[str, Any] | None = None,
+        reset_encoder_cache: bool = True,
+    ) -> None:
+        arguments = {
+            "model": str(model),
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "kv_cache_memory_bytes": kv_cache_bytes,
+            "block_size": block_size,
+            "limit_mm_per_prompt": {"image": images_per_prompt, "video": 0},
+            "enforce_eager": enforce_eager,
+            "enable_prefix_caching": prefix_caching,
+            "disable_log_stats": True,
+            **(engine_args or {}),
+        }
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
+        self._core = self._thread.submit(VllmCore, arguments, threads, render_cache, reset_encoder_cache).result()
+        self._names = map(str, itertools.count())
+        self._arrivals: dict[str, Request] = {}
+        self._running: set[str] = set()
+        self._aborts: list[str] = []
+        self._syncs: list[Sync] = []
+        self._answers: dict[str, asyncio.Future[Outcome]] = {}
+        self._pump: asyncio.Task[None] | None = None
+        self._dead: str | None = None
+        self._closed = False
+
+    async def generate(self, prompt: TokenPrompt, sampling: Sampling) -> Completion | EngineFailure:
+        """Sample one turn. A control token that ends the turn is part of the ids and has its log-prob.
+
+        `finish` is "stop" for that token or a stop string, "length" for `max_tokens` or a full context. Vision control
+        tokens are never sampled; log-probs are the model's own, before that ban and before temperature.
+        Cancelling the caller frees the request inside vLLM.
+        """
+        if self._dead is not None:
+            return EngineFailure(self._dead)
+        request = Request(next(self._names), prompt, sampling)
+        answer = self._answers[request.id] = asyncio.get_running_loop().create_future()
+        self._arrivals[request.id] = request
+        self._wake()
+        try:
+            return await answer
+        finally:
+            del self._answers[request.id]
+            if self._arrivals.pop(request.id, None) is None and request.id in self._running:
+                self._aborts.append(request.id)
+
+    async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replace all weights once the requests now running have finished; later ones wait for the new weights.
+
+        `tensors` are read on the engine thread and may come from a generator. Raises what `weight_sync.load_weights`
+        raises, after which the engine is dead, and RuntimeError if it was dead already.
+        """
+        if self._dead is not None:
+            raise RuntimeError(self._dead)
+        sync = Sync(tensors, version, asyncio.get_running_loop().create_future())
+        self._syncs.append(sync)
+        self._wake()
+        try:
+            await sync.done
+        finally:
+            if sync in self._syncs:  # cancelled before its turn
+                self._syncs.remove(sync)
+
+    async def close(self) -> None:
+        """Fail what is in flight, end the engine thread and free vLLM's memory; calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._die("the engine is closed")
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._core.close)
+        if self._pump is not None and not self._pump.done():
+            await self._pump
+        self._thread.shutdown()
+
+    def _wake(self) -> None:
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        """The pump: hand out work until there is none."""
+        try:
+            while self._arrivals or self._running or self._aborts or self._syncs:
+                if self._syncs and not self._running and not self._aborts:
+                    await self._sync(self._syncs.pop(0))
+                else:
+                    await self._step()
+        except asyncio.CancelledError:  # the event loop is ending: nobody would set these futures any more
+            for answer in self._answers.values():
+                answer.cancel()
+            raise
+        except Exception as error:
+            logger.exception("vLLM failed")
+            self._die(f"vLLM failed: {type(error).__name__}: {error}")
+
+    async def _step(self) -> None:
+        arrivals, aborts = [], self._aborts
+        self._aborts = []
+        if not self._syncs:
+            arrivals, self._arrivals = list(self._arrivals.values()), {}
+        self._running.update(request.id for request in arrivals)
+        loop = asyncio.get_running_loop()
+        outcomes = await loop.run_in_executor(self._thread, self._core.step, arrivals, aborts, self._interrupted)
+        self._running.difference_update(aborts)
+        for name, outcome in outcomes:
+            self._running.discard(name)
+            if name in self._answers and not self._answers[name].done():
+                self._answers[name].set_result(outcome)
+
+    def _interrupted(self) -> bool:
+        """Read on the engine thread, between two steps of vLLM: is there something to hand over?"""
+        return bool(self._dead or self._aborts or (self._arrivals and not self._syncs))
+
+    async def _sync(self, sync: Sync) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._core.load_weights, sync.tensors, sync.version)
+        except Exception as error:
+            self._die(f"a weight sync failed: {type(error).__name__}: {error}")
+            if not sync.done.done():
+                sync.done.set_exception(error)
+        else:
+            if not sync.done.done():
+                sync.done.set_result(None)
+
+    def _die(self, reason: str) -> None:
+        self._dead = self._dead or reason
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_result(EngineFailure(self._dead))
+        for sync in self._syncs:
+            if not sync.done.done():
+                sync.done.set_exception(RuntimeError(self._dead))
+        for waiting in (self._arrivals, self._running, self._aborts, self._syncs):
+            waiting.clear()

@@ -1,0 +1,192 @@
+"""The half of the vLLM engine that blocks: made, called and closed on one thread only, the engine thread.
+
+Prompts are rendered (images processed, placeholders expanded) once per distinct conversation and image set, so the
+rollouts of a group share that work, and images are named by their digest, so their pixels are never hashed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmsr1.rollout.engines.base import Completion, EngineFailure, Sampling, TokenPrompt
+from mmsr1.rollout.engines.weight_sync import drop_caches, load_weights
+from mmsr1.tools.pictures import decode
+from mmsr1.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+
+T = TypeVar("T")
+BAN = -100.0  # the strongest bias that vLLM takes
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `generate`, under the name it has inside vLLM."""
+
+    id: str
+    prompt: TokenPrompt
+    sampling: Sampling
+
+
+Outcome = Completion | EngineFailure
+
+
+class VllmCore:
+    """An in-process vLLM: no child process, no event loop. `engine_args` are vLLM's own `EngineArgs`.
+
+    Raises ValueError if VLLM_ENABLE_V1_MULTIPROCESSING was set to anything but 0, and whatever vLLM raises for a
+    model or arguments that it cannot serve.
+    """
+
+    def __init__(
+        self, engine_args: Mapping[str, Any], threads: int, render_cache: int, reset_encoder_cache: bool
+    ) -> None:
+        set_environment(threads, eager=bool(engine_args.get("enforce_eager")))
+        ensure_torchvision()
+        set_num_threads = torch.set_num_threads
+        set_num_threads(threads)
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        try:
+            self.engine = LLMEngine.from_engine_args(EngineArgs(**engine_args))
+        finally:
+            torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a no-op there, for the whole process
+        config = self.engine.model_config.hf_config
+        self.banned = {
+            getattr(config, f"{name}_token_id"): BAN
+            for name in ("image", "video", "vision_start", "vision_end")
+            if getattr(config, f"{name}_token_id", None) is not None
+        }
+        self._version = 0
+        self._reset_encoder_cache = reset_encoder_cache
+        self._images = Recent(render_cache)
+        self._rendered = Recent(render_cache)
+        self._running: set[str] = set()
+
+    def step(
+        self, arrivals: Sequence[Request], aborts: Sequence[str], interrupted: Callable[[], bool]
+    ) -> list[tuple[str, Outcome]]:
+        """Admit and abort, then let vLLM step until a request finishes or `interrupted()` says that more waits.
+
+        A request that cannot be admitted fails alone. Raises whatever vLLM's step raises; it is unusable then.
+        """
+        if aborts:
+            self.engine.abort_request(list(aborts))
+            self._running.difference_update(aborts)
+        outcomes = [(request.id, failure) for request in arrivals if (failure := self._admit(request)) is not None]
+        while self._running and not outcomes:
+            outcomes = [(output.request_id, self._complete(output)) for output in self.engine.step() if output.finished]
+            self._running.difference_update(name for name, _ in outcomes)
+            if interrupted():
+                break
+        return outcomes
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """See `weight_sync`. Raises RuntimeError if a request is running, and then changes nothing."""
+        if self._running:
+            raise RuntimeError(f"{len(self._running)} requests are running; a weight sync needs none")
+        load_weights(self.engine, tensors)
+        drop_caches(self.engine, encoder=self._reset_encoder_cache)
+        self._version = version
+
+    def close(self) -> None:
+        """Shut vLLM down and give its memory back."""
+        self.engine.engine_core.shutdown()
+        self.engine.renderer.shutdown()
+        del self.engine
+        gc.collect()
+
+    def _admit(self, request: Request) -> EngineFailure | None:
+        try:
+            self.engine.add_request(request.id, self._render(request.prompt), self._params(request.sampling))
+        except Exception as error:  # whatever is wrong with one request must not reach the others
+            self.engine.abort_request([request.id])
+            return EngineFailure(f"request refused: {error}")
+        self._running.add(request.id)
+        return None
+
+    def _render(self, prompt: TokenPrompt) -> Any:
+        digests = [image.digest for image in prompt.images]
+
+        def render() -> Any:
+            tokens: dict[str, Any] = {"prompt_token_ids": list(prompt.token_ids)}
+            if prompt.images:
+                images = [self._images.get(image.digest, lambda image=image: decode(image)) for image in prompt.images]
+                tokens["multi_modal_data"] = {"image": images}
+                tokens["multi_modal_uuids"] = {"image": digests}
+            return self.engine.renderer.render_cmpl([tokens])[0]
+
+        return self._rendered.get((prompt.token_ids, *digests), render)
+
+    def _params(self, sampling: Sampling) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
+            detokenize=bool(sampling.stop),  # only stop strings need the text
+            logprobs=0,
+            logit_bias=self.banned,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _complete(self, output: RequestOutput) -> Outcome:
+        (sample,) = output.outputs
+        if sample.finish_reason not in ("stop", "length"):
+            return EngineFailure(f"vLLM ended the request: {sample.finish_reason}")
+        ids = tuple(sample.token_ids)
+        logprobs = tuple(entry[token].logprob for token, entry in zip(ids, sample.logprobs, strict=True))
+        return Completion(ids, logprobs, sample.finish_reason, self._version)
+
+
+class Recent:
+    """The most recently used results, at most `size` of them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned for this key, made now if it is not held. Passes on what `make` raises."""
+        if key in self._items:
+            self._items.move_to_end(key)
+            return self._items[key]
+        item = self._items[key] = make()
+        if len(self._items) > self._size:
+            self._items.popitem(last=False)
+        return item
+
+
+def set_environment(threads: int, eager: bool) -> None:
+    """What vLLM must find in the environment when it is imported; a value set by the user stands.
+
+    Raises ValueError if the user's value asks for a child process.
+    """
+    wanted = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    if eager:
+        wanted["TORCH_COMPILE_DISABLE"] = "1"  # else the first log-prob compiles a helper for 5-16 s
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
+        raise ValueError("VLLM_ENABLE_V1_MULTIPROCESSING is set, but this engine runs in-process; unset it or set it to 0")
