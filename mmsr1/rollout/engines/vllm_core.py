@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,17 +52,12 @@ class VllmCore:
     def __init__(
         self, engine_args: Mapping[str, Any], threads: int, render_cache: int, reset_encoder_cache: bool
     ) -> None:
-        set_environment(threads, eager=bool(engine_args.get("enforce_eager")))
-        ensure_torchvision()
-        set_num_threads = torch.set_num_threads
-        set_num_threads(threads)
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+        with environment(threads, eager=bool(engine_args.get("enforce_eager"))):
+            ensure_torchvision()
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
 
-        try:
             self.engine = LLMEngine.from_engine_args(EngineArgs(**engine_args))
-        finally:
-            torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a no-op there, for the whole process
         config = self.engine.model_config.hf_config
         self.banned = {
             getattr(config, f"{name}_token_id"): BAN
@@ -109,10 +105,12 @@ class VllmCore:
 
     def _admit(self, request: Request) -> EngineFailure | None:
         try:
-            self.engine.add_request(request.id, self._render(request.prompt), self._params(request.sampling))
+            name = self.engine.add_request(request.id, self._render(request.prompt), self._params(request.sampling))
         except Exception as error:  # whatever is wrong with one request must not reach the others
             self.engine.abort_request([request.id])
             return EngineFailure(f"request refused: {error}")
+        # Spelling out each log-prob's token, which nobody reads, would take a quarter of the time of a rollout.
+        self.engine.output_processor.request_states[name].logprobs_processor.tokenizer = None
         self._running.add(request.id)
         return None
 
@@ -173,20 +171,32 @@ class Recent:
         return item
 
 
-def set_environment(threads: int, eager: bool) -> None:
-    """What vLLM must find in the environment when it is imported; a value set by the user stands.
+@contextmanager
+def environment(threads: int, eager: bool) -> Iterator[None]:
+    """What vLLM must find while it is imported and started; a value set by the user stands.
 
     Raises ValueError if the user's value asks for a child process.
     """
-    wanted = {
+    defaults = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(threads),
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",
     }
-    if eager:
-        wanted["TORCH_COMPILE_DISABLE"] = "1"  # else the first log-prob compiles a helper for 5-16 s
-    for name, value in wanted.items():
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
-        raise ValueError("VLLM_ENABLE_V1_MULTIPROCESSING is set, but this engine runs in-process; unset it or set it to 0")
+        raise ValueError("VLLM_ENABLE_V1_MULTIPROCESSING is set, but this engine runs in-process: unset it or set it to 0")
+    # A helper that vLLM wraps in `torch.compile` when it is imported would compile for 5-17 s at the first log-prob.
+    # This variable is read at the wrapping, so taking it back leaves the trainer's own use of `torch.compile` alone.
+    interpret = eager and "TORCHDYNAMO_DISABLE" not in os.environ
+    if interpret:
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    set_num_threads = torch.set_num_threads
+    set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a no-op there, for the whole process
+        if interpret:
+            del os.environ["TORCHDYNAMO_DISABLE"]
