@@ -47,7 +47,11 @@ _ACTION = re.compile(
     r"|<search>(?P<image>.*?)</search>",
     re.DOTALL,
 )
-_WELL_FORMED = re.compile(r"\s*<reason>(?P<reason>.*?)</reason>\s*(?P<action><(?:answer|text_search|search)>.*)", re.DOTALL)
+_WELL_FORMED = re.compile(
+    r"\s*<reason>(?P<reason>(?:(?!</?reason>).)*)</reason>"  # one block: no further reason tag may hide in it
+    r"\s*(?P<action><(?:answer|text_search|search)>.*)",
+    re.DOTALL,
+)
 _STRUCTURAL = re.compile(r"</?(?:reason|answer|text_search|search)>")
 
 
@@ -90,7 +94,8 @@ def well_formed(text: str) -> bool:
 
 def action_name(action: Action) -> str:
     """The short name used in action sequences, metrics and re-scored traces."""
-    return {Answer: "answer", ImageSearch: "image_search", TextSearch: "text_search", Malformed: "malformed"}[type(action)]
+    names = {Answer: "answer", ImageSearch: "image_search", TextSearch: "text_search", Malformed: "malformed"}
+    return names[type(action)]
 
 
 def searches(turns: Sequence[str]) -> list[str]:
