@@ -186,7 +186,7 @@ def environment(threads: int, eager: bool) -> Iterator[None]:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
-        raise ValueError("VLLM_ENABLE_V1_MULTIPROCESSING is set, but this engine runs in-process: unset it or set it to 0")
+        raise ValueError("VLLM_ENABLE_V1_MULTIPROCESSING must be 0 or unset: this engine runs in-process")
     # A helper that vLLM wraps in `torch.compile` when it is imported would compile for 5-17 s at the first log-prob.
     # This variable is read at the wrapping, so taking it back leaves the trainer's own use of `torch.compile` alone.
     interpret = eager and "TORCHDYNAMO_DISABLE" not in os.environ

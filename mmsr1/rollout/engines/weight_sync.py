@@ -40,12 +40,30 @@ def load_weights(engine: LLMEngine, tensors: Iterable[tuple[str, Tensor]]) -> No
         with set_current_vllm_config(vllm_config), torch.no_grad():
             initialize_layerwise_reload(model)
             loaded = model.load_weights(tensors)
+            missing = sorted(expected - loaded) or _half_loaded(model)
             finalize_layerwise_reload(model, model_config)
             _repack_heads(model)
-        if missing := sorted(expected - loaded):
-            raise ValueError(f"{len(missing)} parameters got no new weights, the first is {missing[0]!r}; send all")
+        if missing:
+            raise ValueError(f"no or not all new weights for {missing[0]!r} and {len(missing) - 1} more; send all")
 
     engine.apply_model(reload)
+
+
+def _half_loaded(model: nn.Module) -> list[str]:
+    """Layers of which a part was sent, such as the query but not the key.
+
+    An embedding is not one of them: its rows are padded to a round number and never all loaded.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    names = []
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        unfinished = info.can_load() and 0 < info.load_numel < info.load_numel_total
+        if unfinished and not isinstance(layer, VocabParallelEmbedding):
+            names.append(name)
+    return names
 
 
 def _repack_heads(model: nn.Module) -> None:
