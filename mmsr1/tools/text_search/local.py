@@ -48,16 +48,18 @@ def build_text_index(directory: Path, passages: Iterable[Passage]) -> Manifest:
         index = tantivy.Index(_schema(), path=str(scratch / "tantivy"), reuse=False)
         index.register_tokenizer("english", _analyzer())
         writer = index.writer(num_threads=1)
-        for passage in passages:
-            if passage.id in seen:
-                raise ValueError(f"passage id {passage.id!r} occurs twice: ids must be unique")
-            seen.add(passage.id)
-            writer.add_document(tantivy.Document(**vars(passage)))
-            content.add(passage.id, passage.title, passage.text, passage.url)
-        if not seen:
-            raise ValueError("no passages: an empty index would answer nothing")
-        writer.commit()
-        writer.wait_merging_threads()
+        try:
+            for passage in passages:
+                if passage.id in seen:
+                    raise ValueError(f"passage id {passage.id!r} occurs twice: ids must be unique")
+                seen.add(passage.id)
+                writer.add_document(tantivy.Document(**vars(passage)))
+                content.add(passage.id, passage.title, passage.text, passage.url)
+            if not seen:
+                raise ValueError("no passages: an empty index would answer nothing")
+            writer.commit()
+        finally:
+            writer.wait_merging_threads()  # after this no thread of tantivy's writes to the directory any more
         manifest = Manifest(KIND, VERSION, len(seen), content.hexdigest())
         manifest.write(scratch)
     return manifest

@@ -1,0 +1,123 @@
+"""A persistent key-value store on diskcache that cannot be made to run code.
+
+diskcache pickles what it does not know and unpickles what a row *says* is a pickle, so whoever can write the directory
+runs code in every process that reads it (CVE-2025-69872; the package is unmaintained, and its `JSONDisk` unpickles a
+tampered row all the same). A row also names the file that holds a large value, and diskcache opens, or on overwriting
+deletes, whatever path stands there. `PlainDisk` closes these doors: text and bytes only, own file names only.
+
+Not for network file systems: SQLite's locks and flock do not hold there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from diskcache import UNKNOWN, Disk, FanoutCache
+from diskcache.core import MODE_BINARY, MODE_RAW, MODE_TEXT
+
+logger = logging.getLogger(__name__)
+
+_KEY = re.compile(r"(?:blob:)?[0-9a-f]{64}")
+_FILE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
+# Nothing is evicted: a result was paid for, and a repeated experiment must find it again.
+_NO_LIMIT = 2**60
+_BUCKET = 3  # hex digits of the key that name its lock file: 4,096 files, empty, never removed
+
+
+class CorruptEntry(ValueError):
+    """What lies under a key is not what this code stores there: damaged or tampered with."""
+
+
+class PlainDisk(Disk):
+    """diskcache's serialisation, cut down to sha256 keys, `str` and `bytes`. Violations raise `CorruptEntry`."""
+
+    def __init__(self, directory: str, min_file_size: int = 0, pickle_protocol: int = 0) -> None:
+        super().__init__(directory, min_file_size=min_file_size, pickle_protocol=pickle_protocol)
+
+    def put(self, key: object) -> tuple[str, bool]:
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise CorruptEntry(f"a key is a sha256 in hex, perhaps after 'blob:', not {key!r}")
+        return key, True
+
+    def get(self, key: object, raw: bool) -> str:
+        if not raw:
+            raise CorruptEntry("a key in the store claims to be a pickle")
+        return self.put(key)[0]
+
+    def store(self, value: object, read: bool, key: object = UNKNOWN) -> tuple:
+        if read or type(value) not in (str, bytes):
+            raise CorruptEntry(f"only str and bytes are stored, not {type(value).__name__}")
+        return super().store(value, False, key)
+
+    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> str | bytes:
+        if mode == MODE_RAW and filename is None and type(value) in (str, bytes):
+            return value
+        if mode in (MODE_BINARY, MODE_TEXT) and self._is_ours(filename):
+            data = Path(self._directory, filename).read_bytes()  # the inherited reader would turn "\r\n" into "\n"
+            return data if mode == MODE_BINARY else data.decode("utf-8")
+        raise CorruptEntry(f"refused a row of mode {mode!r} with file {filename!r}")
+
+    def remove(self, file_path: str) -> None:
+        """Called when a row is overwritten: the name comes from the old row, so it is checked as well."""
+        if self._is_ours(file_path):
+            super().remove(file_path)
+        else:
+            logger.warning("cache row named the file %r: left alone", file_path)
+
+    def _is_ours(self, filename: object) -> bool:
+        """True for a name that `filename()` makes and that leads, links followed, to a place inside the directory."""
+        if not isinstance(filename, str) or not _FILE.fullmatch(filename):
+            return False
+        home = os.path.realpath(self._directory)
+        return os.path.realpath(os.path.join(home, filename)).startswith(home + os.sep)
+
+
+class Store:
+    """Text and bytes by sha256 key, on disk, shared by threads and processes; opening takes about 10 ms.
+
+    Eight SQLite shards, so that writers rarely meet. A read costs about 10 us and never waits for a writer; a write
+    costs about 0.1 ms but waits while another process writes to the same shard: call `put` off the event loop.
+    The constructor raises OSError if the directory cannot be made private (mode 0700), sqlite3.Error if a database in
+    it is damaged beyond opening.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        self._locks = self.directory / "locks"
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.chmod(0o700)  # also one that was there before
+        self._locks.mkdir(exist_ok=True)
+        self._cache = FanoutCache(
+            str(self.directory),
+            shards=8,
+            timeout=60,
+            disk=PlainDisk,
+            eviction_policy="none",
+            cull_limit=0,
+            size_limit=_NO_LIMIT,
+            sqlite_mmap_size=0,
+        )
+
+    def get(self, key: str) -> str | bytes | None:
+        """The value, or None if there is none. Raises CorruptEntry for anything that `put` did not write."""
+        try:
+            return self._cache.get(key, retry=True)
+        except CorruptEntry:
+            raise
+        except Exception as error:  # sqlite3.DatabaseError, UnicodeDecodeError, ...: damage takes any form
+            raise CorruptEntry(f"unreadable row: {type(error).__name__}: {error}") from error
+
+    def put(self, key: str, value: str | bytes) -> None:
+        """Raises CorruptEntry for a key or value of the wrong type, sqlite3.Error or OSError if the disk refuses."""
+        self._cache.set(key, value, retry=True)
+
+    def lock_path(self, key: str) -> Path:
+        """The file to lock while the value of `key` is being made; a few unrelated keys share it."""
+        return self._locks / f"{key[:_BUCKET]}.lock"
+
+    def close(self) -> None:
+        """Close this thread's connections; the others close with their threads."""
+        self._cache.close()
