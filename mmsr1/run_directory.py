@@ -6,7 +6,7 @@
 
 Whole files appear in one rename, so a reader never sees half of one. `metrics.jsonl` grows by one full line per write:
 a kill can leave at most one unfinished last line, which readers ignore and the next append removes. All JSON is
-strict: NaN and infinities are written as null. `report.html` and `checkpoints/` belong to their own writers.
+strict: NaN and infinities are written as null. `checkpoints/` and `report.html` belong to their own writers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RunDirectory:
         Called again on resume: `started` stays that of the first start and the new time is added to `resumed`.
         """
         (self.path / "episodes" / "images").mkdir(parents=True, exist_ok=True)
-        _write_whole(self.path / "config.yaml", config_yaml.encode())
+        write_whole(self.path / "config.yaml", config_yaml.encode())
         now = datetime.now(UTC).isoformat(timespec="seconds")
         before = self.read_run()
         resumed = [*before.get("resumed", []), now] if before else []
@@ -99,7 +99,7 @@ class RunDirectory:
         rows = self.read_metrics()
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
-            _write_whole(self.path / "metrics.jsonl", b"".join(_dump(row) for row in kept))
+            write_whole(self.path / "metrics.jsonl", b"".join(_dump(row) for row in kept))
         for file in (self.path / "episodes").glob("*-*.jsonl"):
             if _step_of(file) > step:
                 file.unlink()
@@ -111,9 +111,9 @@ class RunDirectory:
         for picture in pictures:
             file = self.path / "episodes" / "images" / f"{picture.digest}.{_suffix(picture.data)}"
             if not file.exists():
-                _write_whole(file, picture.data)
+                write_whole(file, picture.data)
         file = self._episodes_file(split, step)
-        _write_whole(file, b"".join(_dump(record) for record in records))
+        write_whole(file, b"".join(_dump(record) for record in records))
         return file
 
     def write_groups(self, split: str, step: int, groups: Iterable[Group]) -> Path:
@@ -156,7 +156,7 @@ class RunDirectory:
         return self.path / "episodes" / f"{_checked_split(split)}-{step}.jsonl"
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        _write_whole(self.path / name, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+        write_whole(self.path / name, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
 
     def _read_json(self, name: str) -> dict[str, Any]:
         file = self.path / name
@@ -285,7 +285,7 @@ def _append_line(file: Path, line: bytes) -> None:
         stream.write(line)
 
 
-def _write_whole(file: Path, content: bytes) -> None:
+def write_whole(file: Path, content: bytes) -> None:
     """Replace `file` in one rename; on failure the old content stays and no temporary file is left."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -57,6 +57,18 @@ class Example:
     def is_free(self) -> bool | None:
         """True if no search is needed, False if one is, None if unlabelled."""
         return None if self.search_need == "unknown" else self.search_need == "free"
+
+
+@dataclass(frozen=True)
+class StepPrompts:
+    """The prompts of one rollout step (0-based)."""
+
+    step: int
+    examples: tuple[Example, ...]
+
+    def to(self, *args: Any, **kwargs: Any) -> StepPrompts:
+        """Nothing to move; Lightning asks for this of a frozen batch."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -211,8 +223,8 @@ class Batch:
     grids: Int[Tensor, "N 3"]
     image_order: Int[Tensor, "M"]
 
-    def to(self, *args: object, **kwargs: object) -> Batch:
-        """All tensors moved; Lightning asks for this of a frozen batch."""
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """All tensors moved."""
         return replace(self, **{f.name: getattr(self, f.name).to(*args, **kwargs) for f in fields(self)})
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 STOP_STRINGS = ("</search>", "</text_search>", "</answer>")
 TAGS = ("reason", "search", "img", "text_search", "answer", "information", "think", "tool_call")
@@ -32,10 +33,10 @@ class TextSearch:
 
 @dataclass(frozen=True)
 class Malformed:
-    """No usable action: `no_action` (nothing asked for), `bad_call` (a tool tag with unusable content)."""
+    """No usable action: nothing was asked for (`tool` None), or `tool` was, with content it cannot use."""
 
-    cause: str
     detail: str
+    tool: Literal["image_search", "text_search"] | None = None
 
 
 Action = Answer | ImageSearch | TextSearch | Malformed
@@ -58,24 +59,26 @@ _STRUCTURAL = re.compile(r"</?(?:reason|answer|text_search|search)>")
 def parse_turn(text: str) -> Action:
     """The first complete action outside the reasoning; what the runner carries out.
 
+    Reasoning that is never closed hides the actions mentioned in it, except one that ends the turn.
+
     >>> parse_turn("<reason>I could <answer>guess</answer>.</reason><text_search>capital of X</text_search>")
     TextSearch(query='capital of X')
     """
     outside = _REASON.sub("", text)
-    open_reason = outside.find("<reason>")
-    if open_reason >= 0:
-        outside = outside[:open_reason]
-    match = _ACTION.search(outside)
+    before, opened, reasoning = outside.partition("<reason>")
+    match = _ACTION.search(before)
+    if match is None and opened:
+        match = next((m for m in _ACTION.finditer(reasoning) if not reasoning[m.end() :].strip()), None)
     if match is None:
-        return Malformed("no_action", "the turn ends without an action")
+        return Malformed("the turn ends without an action")
     if match["answer"] is not None:
         return Answer(match["answer"].strip())
     if match["query"] is not None:
         query = match["query"].strip()
-        return TextSearch(query) if query else Malformed("bad_call", "the text query is empty")
+        return TextSearch(query) if query else Malformed("the text query is empty", "text_search")
     if match["image"].strip() == "<img>":
         return ImageSearch()
-    return Malformed("bad_call", "an image search takes exactly <img>")
+    return Malformed("an image search takes exactly <img>", "image_search")
 
 
 def is_open_reason(text: str) -> bool:

@@ -79,6 +79,7 @@ class VllmEngine:
             "enforce_eager": enforce_eager,
             "enable_prefix_caching": prefix_caching,
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             **(engine_args or {}),
         }
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")

@@ -182,6 +182,7 @@ def environment(threads: int, eager: bool) -> Iterator[None]:
         "OMP_NUM_THREADS": str(threads),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "1",  # our ids are unique, and a random one costs 0.1 ms
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

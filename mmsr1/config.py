@@ -1,0 +1,274 @@
+"""The typed schema under the YAML in `conf/`. No torch here: `train.py --help` must stay quick.
+
+Each dataclass is one config group; Hydra refuses unknown keys and wrong types at composition, `__post_init__` refuses
+values that make no sense. Defaults live in the YAML files; here are only types and rules (MISSING = the YAML says it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class ConfigError(ValueError):
+    """A user's mistake, in one line: key, value received, remedy."""
+
+
+def check(condition: bool, key: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value}: {remedy}")
+
+
+def one_of(key: str, value: str, *allowed: str) -> None:
+    check(value in allowed, key, value, f"must be one of {', '.join(allowed)}")
+
+
+@dataclass
+class ModelConfig:
+    """`path` is a Hugging Face folder; null builds a tiny Qwen2.5-VL from nothing with the sizes below."""
+
+    path: str | None = MISSING
+    dtype: str = MISSING
+    freeze_vision: bool = MISSING
+    activation_checkpointing: bool = MISSING
+    logprob_chunk: int = MISSING
+    hidden: int = 128
+    layers: int = 3
+    vision_hidden: int = 64
+    vision_depth: int = 2
+
+    def __post_init__(self) -> None:
+        one_of("model.dtype", self.dtype, "float32", "bfloat16")
+        check(self.logprob_chunk > 0, "model.logprob_chunk", self.logprob_chunk, "must be positive")
+        check(self.hidden % 64 == 0, "model.hidden", self.hidden, "must be a multiple of 64 (4 heads with M-RoPE)")
+
+
+@dataclass
+class VllmConfig:
+    """Arguments of the in-process engine; `extra` goes to vLLM as it is."""
+
+    max_num_seqs: int = MISSING
+    max_model_len: int = MISSING
+    max_num_batched_tokens: int = MISSING
+    kv_cache_gib: float | None = MISSING
+    images_per_prompt: int = MISSING
+    enforce_eager: bool = MISSING
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RolloutConfig:
+    """How episodes are sampled. Token limits count the expanded image tokens."""
+
+    engine: str = MISSING
+    prompts: str = MISSING
+    turns: int = MISSING
+    turn_tokens: int = MISSING
+    episode_tokens: int = MISSING
+    image_searches: int = MISSING
+    text_searches: int = MISSING
+    on_tool_failure: str = MISSING
+    temperature: float = MISSING
+    top_p: float = MISSING
+    deterministic: bool = MISSING
+    reset_encoder_cache: bool = MISSING
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+
+    def __post_init__(self) -> None:
+        one_of("rollout.engine", self.engine, "vllm")
+        one_of("rollout.on_tool_failure", self.on_tool_failure, "stop", "tell")
+        check(self.turns >= 1, "rollout.turns", self.turns, "must be at least 1")
+        check(self.temperature >= 0, "rollout.temperature", self.temperature, "must be 0 (greedy) or more")
+        check(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be in (0, 1]")
+        room = self.episode_tokens - 2 * self.turn_tokens
+        check(room > 0, "rollout.episode_tokens", self.episode_tokens, "must exceed two turns (2 * rollout.turn_tokens)")
+        fits = self.vllm.max_model_len >= self.episode_tokens
+        check(fits, "rollout.vllm.max_model_len", self.vllm.max_model_len, "must be at least rollout.episode_tokens")
+
+
+@dataclass
+class ToolsConfig:
+    """Local search: how many results come back, how many image hits carry a thumbnail, where answers are cached."""
+
+    image_results: int = MISSING
+    thumbnails: int = MISSING
+    thumbnail_edge: int = MISSING
+    text_results: int = MISSING
+    cache_dir: str = MISSING
+
+    def __post_init__(self) -> None:
+        for name in ("image_results", "text_results"):
+            check(getattr(self, name) > 0, f"tools.{name}", getattr(self, name), "must be positive")
+        fits = 0 <= self.thumbnails <= self.image_results
+        check(fits, "tools.thumbnails", self.thumbnails, "must be between 0 and tools.image_results")
+
+
+@dataclass
+class RewardsConfig:
+    """MMSearch-R1's outcome reward; see `mmsr1.rewards.reward`."""
+
+    format_weight: float = MISSING
+    search_penalty: float = MISSING
+    penalty_mode: str = MISSING
+    penalty_warmup_steps: int = MISSING
+    match: str = MISSING
+    aliases: bool = MISSING
+
+    def __post_init__(self) -> None:
+        check(0 <= self.format_weight <= 1, "rewards.format_weight", self.format_weight, "must be in [0, 1]")
+        check(0 <= self.search_penalty < 1, "rewards.search_penalty", self.search_penalty, "must be in [0, 1)")
+        one_of("rewards.penalty_mode", self.penalty_mode, "per_question", "per_call")
+        one_of("rewards.match", self.match, "em", "subem")
+
+
+@dataclass
+class WorldConfig:
+    """Size of the emblem world; see `mmsr1.data.emblem.world.WorldSpec`."""
+
+    seed: int = 0
+    known_train: int = 48
+    known_heldout: int = 48
+    unknown_train: int = 960
+    unknown_heldout: int = 64
+    graded: int = 48
+
+
+@dataclass
+class DataConfig:
+    """`kind` emblem: the built-in world under `root`; fvqa: parquet files of the published format."""
+
+    kind: str = MISSING
+    root: str = MISSING
+    train_path: str | None = MISSING
+    val_path: str | None = MISSING
+    mixture: str = MISSING
+    train_size: int = MISSING
+    val_size: int = MISSING
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+    def __post_init__(self) -> None:
+        one_of("data.kind", self.kind, "emblem", "fvqa")
+        one_of("data.mixture", self.mixture, "balanced", "required_only", "natural")
+        missing = self.kind == "fvqa" and not self.train_path
+        check(not missing, "data.train_path", self.train_path, "name a parquet file, e.g. data.train_path=fvqa_train.parquet")
+
+
+@dataclass
+class GrpoConfig:
+    """Group relative policy optimisation. One step samples prompts_per_step x group_size episodes."""
+
+    kind: str = "grpo"
+    prompts_per_step: int = MISSING
+    group_size: int = MISSING
+    mini_batches: int = MISSING
+    lr: float = MISSING
+    lr_schedule: str = MISSING
+    lr_warmup_steps: int = MISSING
+    max_grad_norm: float = MISSING
+    weight_decay: float = MISSING
+    clip_low: float = MISSING
+    clip_high: float = MISSING
+    aggregation: str = MISSING
+    constant_length: int = MISSING
+    advantage: str = MISSING
+    kl_weight: float = MISSING
+    entropy_weight: float = MISSING
+    token_budget: int = MISSING
+    gap_limit: float | None = MISSING
+
+    def __post_init__(self) -> None:
+        one_of("algorithm.kind", self.kind, "grpo")
+        one_of("algorithm.aggregation", self.aggregation, "token_mean", "sequence_mean", "constant_length")
+        one_of("algorithm.advantage", self.advantage, "std", "none")
+        one_of("algorithm.lr_schedule", self.lr_schedule, "constant", "linear", "cosine", "sigmoid")
+        check(self.group_size >= 2, "algorithm.group_size", self.group_size, "a group needs at least 2 rollouts")
+        fits = 1 <= self.mini_batches <= self.prompts_per_step
+        check(fits, "algorithm.mini_batches", self.mini_batches, "must be between 1 and algorithm.prompts_per_step")
+        check(self.lr > 0, "algorithm.lr", self.lr, "must be positive")
+
+
+@dataclass
+class SftConfig:
+    """Supervised training on demonstrations; `muon_lr` trains the matrices by Muon, null everything by AdamW."""
+
+    kind: str = "sft"
+    batch_size: int = MISSING
+    lr: float = MISSING
+    muon_lr: float | None = MISSING
+    lr_schedule: str = MISSING
+    lr_warmup_steps: int = MISSING
+    max_grad_norm: float = MISSING
+    token_budget: int = MISSING
+
+    def __post_init__(self) -> None:
+        one_of("algorithm.kind", self.kind, "sft")
+        one_of("algorithm.lr_schedule", self.lr_schedule, "constant", "linear", "cosine", "sigmoid", "late_linear")
+        check(self.lr > 0, "algorithm.lr", self.lr, "must be positive")
+
+
+@dataclass
+class TrainerConfig:
+    """`max_steps` counts rollout steps (optimiser steps for sft). Validation also runs first and last."""
+
+    accelerator: str = MISSING
+    devices: int = MISSING
+    num_nodes: int = MISSING
+    threads: int = MISSING
+    max_steps: int = MISSING
+    val_every: int = MISSING
+    checkpoint_every: int = MISSING
+    episodes_every: int = MISSING
+
+    def __post_init__(self) -> None:
+        one_of("trainer.accelerator", self.accelerator, "cpu", "cuda")
+        for name in ("devices", "num_nodes", "max_steps", "val_every", "checkpoint_every", "episodes_every"):
+            check(getattr(self, name) > 0, f"trainer.{name}", getattr(self, name), "must be positive")
+
+
+@dataclass
+class LoggerConfig:
+    """wandb beside the run directory: `mode` online or offline; null project switches it off."""
+
+    project: str | None = MISSING
+    mode: str = MISSING
+
+    def __post_init__(self) -> None:
+        one_of("logger.mode", self.mode, "online", "offline")
+
+
+@dataclass
+class Config:
+    """The whole configuration; only entry points see it."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    model: ModelConfig = MISSING
+    rollout: RolloutConfig = MISSING
+    tools: ToolsConfig = MISSING
+    rewards: RewardsConfig = MISSING
+    data: DataConfig = MISSING
+    algorithm: Any = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = MISSING
+
+
+def register() -> None:
+    """Make the schema known to Hydra; each YAML file of a group names its own as the first of its defaults."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    groups = {
+        "model": ModelConfig,
+        "rollout": RolloutConfig,
+        "tools": ToolsConfig,
+        "rewards": RewardsConfig,
+        "data": DataConfig,
+        "trainer": TrainerConfig,
+        "logger": LoggerConfig,
+    }
+    for group, node in groups.items():
+        store.store(group=group, name="schema", node=node)
+    store.store(group="algorithm", name="grpo_schema", node=GrpoConfig)
+    store.store(group="algorithm", name="sft_schema", node=SftConfig)

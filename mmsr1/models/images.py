@@ -1,0 +1,45 @@
+"""Pictures to patches: the one image processor that rollouts and training share, with caches by content."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+
+from mmsr1.types import Picture
+
+
+class ImageFeatures:
+    """Patches and grid of a picture, as Qwen2.5-VL's processor makes them.
+
+    `processor` is the library's image processor (its PIL version: torchvision's would differ in the last bits from
+    what the engine computes on machines without it), `decode` the project's safe decoder. Holds the patches of the last `capacity` pictures.
+    """
+
+    def __init__(self, processor: Any, decode: Callable[[Picture], Image], capacity: int = 4096) -> None:
+        self._processor = processor
+        self._decode = decode
+        self._merge = int(processor.merge_size) ** 2
+        self._capacity = capacity
+        self._cache: OrderedDict[str, tuple[Float[Tensor, "P D"], tuple[int, int, int]]] = OrderedDict()
+
+    def __call__(self, picture: Picture) -> tuple[Float[Tensor, "P D"], tuple[int, int, int]]:
+        """(patches, (time, height, width) in patches). Raises what `decode` raises for bytes that are no image we accept."""
+        if picture.digest not in self._cache:
+            out = self._processor(images=[self._decode(picture)], return_tensors="pt")
+            t, h, w = (int(n) for n in out["image_grid_thw"][0])
+            self._cache[picture.digest] = (out["pixel_values"].to(torch.float32), (t, h, w))
+            if len(self._cache) > self._capacity:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(picture.digest)
+        return self._cache[picture.digest]
+
+    def tokens(self, picture: Picture) -> int:
+        """How many tokens the picture takes in the language model."""
+        t, h, w = self(picture)[1]
+        return t * h * w // self._merge

@@ -1,0 +1,83 @@
+"""The policy: Qwen2.5-VL with a log-prob head that never holds the logits of more than a chunk of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmsr1.torchvision_shim import ensure_torchvision
+from mmsr1.types import Batch
+
+ensure_torchvision()
+
+from transformers import Qwen2_5_VLForConditionalGeneration  # noqa: E402  (the shim must come first)
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Per packed token: log p(token | before) and the entropy (nats) of the distribution it was drawn from.
+
+    Both are 0 where the batch's loss mask is not set.
+    """
+
+    logprobs_T: Float[Tensor, "T"]
+    entropy_T: Float[Tensor, "T"]
+
+
+class Policy(nn.Module):
+    """Wraps the model so that everything, head included, happens inside one `forward` (FSDP2 unshards there)."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, chunk: int = 1024) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk = chunk
+
+    def forward(self, batch: Batch) -> TokenStats:
+        """Log-probs of the learned tokens of a packed batch at temperature 1."""
+        hidden = self.hidden_states(batch)
+        learned = batch.loss_mask_T.nonzero()[:, 0]
+        logprobs = hidden.new_zeros(len(batch.token_ids), dtype=torch.float32)
+        entropy = torch.zeros_like(logprobs)
+        if len(learned) == 0:  # stay attached to the graph: the backward pass is a collective under FSDP
+            return TokenStats(logprobs + 0 * hidden.sum(), entropy)
+        found = [
+            checkpoint(_head, h, self.model.lm_head.weight, y, use_reentrant=False)
+            for h, y in zip(hidden[learned - 1].split(self.chunk), batch.token_ids[learned].split(self.chunk), strict=True)
+        ]
+        logprobs = logprobs.index_put((learned,), torch.cat([logprob for logprob, _ in found]))
+        entropy = entropy.index_put((learned,), torch.cat([spread for _, spread in found]))
+        return TokenStats(logprobs, entropy)
+
+    def hidden_states(self, batch: Batch) -> Float[Tensor, "T H"]:
+        """Last hidden states; each distinct image is encoded once, whatever the number of its appearances."""
+        backbone = self.model.model
+        embeds = backbone.language_model.embed_tokens(batch.token_ids)
+        encoded = backbone.get_image_features(batch.pixels, batch.grids).pooler_output
+        if len(batch.image_order):
+            shown = torch.cat([encoded[index] for index in batch.image_order.tolist()]).to(embeds.dtype)
+            embeds = embeds.masked_scatter(batch.image_mask_T[:, None], shown)
+        else:
+            embeds = embeds + 0 * encoded[0].sum()
+        return backbone.language_model(
+            inputs_embeds=embeds[None], position_ids=batch.position_ids, attention_mask=None, use_cache=False
+        ).last_hidden_state[0]
+
+    def parameters_by_part(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """(vision tower, language model)."""
+        vision = list(self.model.model.visual.parameters())
+        known = {id(parameter) for parameter in vision}
+        return vision, [p for p in self.parameters() if id(p) not in known]
+
+
+def _head(
+    hidden: Float[Tensor, "C H"], weight: Float[Tensor, "V H"], target: Int[Tensor, "C"]
+) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]:
+    logits = (hidden @ weight.t()).float()
+    normaliser = logits.logsumexp(-1)
+    logprob = logits.gather(1, target[:, None])[:, 0] - normaliser
+    entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
+    return logprob, entropy

@@ -1,0 +1,97 @@
+"""The closing table: the validation figures before and after training, with their 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmsr1.run_directory import RunDirectory
+
+# key, label, what it says, whether it is a share (printed in percent)
+_FIGURES = (
+    ("accuracy", "Accuracy", "share of questions answered right", True),
+    ("accuracy_free", "\N{EN DASH} where no search is needed", "", True),
+    ("accuracy_required", "\N{EN DASH} where search is needed", "", True),
+    ("search_ratio", "Search ratio", "share of questions with any search", True),
+    ("search_ratio_free", "\N{EN DASH} where no search is needed", "lower is better", True),
+    ("search_ratio_required", "\N{EN DASH} where search is needed", "higher is better", True),
+    ("reward", "Reward", "accuracy, less the price of searching, plus format", False),
+    ("format", "Format", "share of well-formed answers", True),
+    ("calls_per_question", "Calls per question", "", False),
+    ("calls_per_allowed", "Calls per call allowed", "the paper\N{RIGHT SINGLE QUOTATION MARK}s SR", True),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value with its 95 % interval where one is known; `share` figures print in percent."""
+
+    value: float
+    interval: tuple[float, float] | None
+    share: bool
+
+    @property
+    def text(self) -> str:
+        return f"{self.value:.1%}".replace("%", "\N{NO-BREAK SPACE}%") if self.share else f"{self.value:.3f}"
+
+    @property
+    def interval_text(self) -> str:
+        if self.interval is None:
+            return ""
+        low, high = (f"{100 * bound:.1f}" if self.share else f"{bound:.3f}" for bound in self.interval)
+        return f"[{low}, {high}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure before and after; `scale` is the value at the right end of its drawing."""
+
+    label: str
+    note: str
+    initial: Figure | None
+    final: Figure | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class ClosingTable:
+    """`caption` says which validations the two columns are."""
+
+    caption: str
+    rows: tuple[Row, ...]
+
+
+def closing_table(directory: RunDirectory) -> ClosingTable:
+    """From summary.json; for a run that did not get that far, from the validations it did log, without intervals."""
+    summary = directory.read_summary()
+    if "final" in summary:
+        caption = "Validation before and after training, with 95\N{NO-BREAK SPACE}% intervals."
+        return ClosingTable(caption, _rows(summary.get("initial", {}), summary["final"]))
+    logged = directory.read_metrics("val")
+    if not logged:
+        return ClosingTable("No validation was logged.", ())
+    first, last = logged[0], logged[-1]
+    caption = f"No summary yet: the validations logged at step {first['step']} and at step {last['step']}."
+    return ClosingTable(caption, _rows(first, last))
+
+
+def _rows(initial: Mapping[str, Any], final: Mapping[str, Any]) -> tuple[Row, ...]:
+    rows = []
+    for key, label, note, share in _FIGURES:
+        before, after = _figure(initial, key, share), _figure(final, key, share)
+        if before or after:
+            rows.append(Row(label, note, before, after, _scale([f for f in (before, after) if f])))
+    return tuple(rows)
+
+
+def _figure(figures: Mapping[str, Any], key: str, share: bool) -> Figure | None:
+    value, interval = figures.get(key), figures.get(f"{key}_ci95")
+    if value is None:
+        return None
+    known = interval is not None and None not in interval
+    return Figure(value, (interval[0], interval[1]) if known else None, share)
+
+
+def _scale(figures: Sequence[Figure]) -> float:
+    return max(1.0, *(max(f.value, *(f.interval or (0.0,))) for f in figures))

@@ -1,0 +1,98 @@
+"""What a run shows while it works: a bar with the figures that matter, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_SECONDS = ("rollout", "train", "sync", "validation")
+_CLOSING = (
+    ("accuracy", "accuracy"),
+    ("reward", "reward"),
+    ("search_ratio_free", "search ratio, free questions"),
+    ("search_ratio_required", "search ratio, search-required"),
+    ("calls_per_question", "calls per question"),
+    ("format", "format"),
+)
+
+
+class RunProgress:
+    """Use as a context manager around a run of `steps` steps. Everything goes to standard error."""
+
+    def __init__(self, steps: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[phase]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("run", total=steps, phase="")
+        self._phase, self._done, self._total = "", 0, 1
+        self._shown = 0.0
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    def begin(self, phase: str, total: int) -> None:
+        self._phase, self._done, self._total = phase, 0, total
+        self._refresh()
+
+    def advance(self) -> None:
+        self._done += 1
+        if time.monotonic() - self._shown > 0.1:
+            self._refresh()
+
+    def show(self, split: str, step: int, figures: Mapping[str, Any]) -> None:
+        """One line for a finished step or validation."""
+        if split == "train":
+            self._bar.update(self._task, completed=step)
+        named = [
+            ("reward", "reward"),
+            ("acc", "accuracy"),
+            ("loss", "loss" if "reward" not in figures else ""),
+            ("search free", "search_ratio_free"),
+            ("required", "search_ratio_required"),
+        ]
+        parts = [f"{label} {figures[key]:.2f}" for label, key in named if key in figures]
+        spent = [f"{name} {figures[f'seconds_{name}']:.1f}" for name in _SECONDS if f"seconds_{name}" in figures]
+        self.say(f"{split:>5} {step:>4}  {'  '.join(parts)}  [{' '.join(spent)} s]")
+
+    def closing(self, first: Mapping[str, Any], last: Mapping[str, Any], where: str) -> None:
+        """First -> last validation figures with 95 % intervals, and the path of the run."""
+        table = Table("validation", "first", "last", title=None)
+        for key, label in _CLOSING:
+            if key in last:
+                table.add_row(label, _with_interval(first, key), _with_interval(last, key))
+        self.console.print(table)
+        self.say(f"run: {where}\nreport: {where}/report.html")
+
+    def _refresh(self) -> None:
+        self._shown = time.monotonic()
+        count = f" {self._done}/{self._total}" if self._total > 1 else ""
+        self._bar.update(self._task, phase=f"{self._phase}{count}")
+
+
+def _with_interval(card: Mapping[str, Any], key: str) -> str:
+    if key not in card:
+        return "-"
+    low, high = card.get(f"{key}_ci95", (None, None))
+    return f"{card[key]:.3f}" + (f"  [{low:.3f}, {high:.3f}]" if low is not None else "")

@@ -1,0 +1,203 @@
+"""The episode loop: one coroutine from an example to a finished conversation.
+
+Training, evaluation, baselines and the demo all call `run_episode`; a slow tool delays its own episode only. Whatever
+goes wrong ends up in `Episode.stop` or in the status of a call, never in an exception.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from mmsr1.rollout.engines.base import Engine, EngineFailure, Sampling, TokenPrompt, request_seed
+from mmsr1.rollout.protocol import Answer, ImageSearch, Malformed, TextSearch, is_open_reason, parse_turn
+from mmsr1.rollout.renderer import Renderer
+from mmsr1.tools.base import Tool
+from mmsr1.types import Episode, Example, Exchange, Sampled, Segment, Stop, Timings, ToolCall, ToolName, ToolResult
+
+T = TypeVar("T")
+Tools = Mapping[ToolName, Tool[Any]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one episode; token counts include expanded images.
+
+    At a limit the model is told so and has its last turn to answer. `on_tool_failure`: `stop` ends the episode (it
+    will not be trained on), `tell` reports the failure to the model and goes on.
+    """
+
+    turns: int = 3
+    turn_tokens: int = 2048
+    episode_tokens: int = 12288
+    searches: Mapping[ToolName, int] = None  # type: ignore[assignment]
+    on_tool_failure: Literal["stop", "tell"] = "stop"
+
+    def __post_init__(self) -> None:
+        if self.searches is None:
+            object.__setattr__(self, "searches", {"image_search": 1, "text_search": 2})
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What the model said in one turn; `failure` if the engine could not go on."""
+
+    segments: tuple[Segment, ...]
+    text: str
+    cut: bool
+    ended: bool
+    failure: EngineFailure | None = None
+
+
+async def run_episode(
+    example: Example,
+    engine: Engine,
+    tools: Tools,
+    renderer: Renderer,
+    limits: Limits,
+    sampling: Sampling,
+    seed: tuple[object, ...],
+    rollout: int = 0,
+) -> Episode:
+    """Let the policy work on `example` until it answers or a limit ends it.
+
+    `seed` (run seed, split, step, ...) with the example, rollout and turn determines every draw of the engine.
+    """
+    clock = _Clock()
+    talk = renderer.first(example)
+    turns: list[str] = []
+    calls: list[Exchange] = []
+    stop: Stop = "turn_limit"
+    last = limits.turns == 1
+    for number in range(limits.turns):
+        turn = await _take_turn(engine, renderer, talk, limits, sampling, (*seed, example.id, rollout, number), clock)
+        talk += turn.segments
+        if turn.failure is not None:
+            stop = "engine_failure"
+            break
+        turns.append(turn.text)
+        action = parse_turn(turn.text)
+        if isinstance(action, Answer):
+            stop = "answered"
+            break
+        if turn.cut or last or (isinstance(action, Malformed) and action.tool is None):
+            stop = "length_limit" if turn.cut else "turn_limit" if not isinstance(action, Malformed) else "malformed"
+            if last or not turn.cut:
+                break
+            last = True
+            talk += renderer.cut_notice(not turn.ended)
+            continue
+        exchange = await _call(action, number, example, tools, limits, calls, clock)
+        calls.append(exchange)
+        if exchange.result.status == "infrastructure_error" and limits.on_tool_failure == "stop":
+            stop = "tool_failure"
+            break
+        last = number + 2 >= limits.turns
+        heard, last = _hear(exchange, example, renderer, talk, limits, not turn.ended, last)
+        if renderer.length(talk) + renderer.length(heard) + limits.turn_tokens > limits.episode_tokens:
+            stop = "length_limit"  # not even the bare notice fits beside a last turn
+            break
+        talk += heard
+    versions = [s.sampled.weight_version for s in talk if s.sampled]
+    return Episode(
+        example.id, rollout, tuple(talk), tuple(turns), tuple(calls), stop, versions[0] if versions else 0, clock.read()
+    )
+
+
+async def _take_turn(
+    engine: Engine,
+    renderer: Renderer,
+    talk: list[Segment],
+    limits: Limits,
+    sampling: Sampling,
+    seed: tuple[object, ...],
+    clock: _Clock,
+) -> _Turn:
+    """Sample until the turn ends. A stop string inside open reasoning is only a mention: the turn goes on after it."""
+    said: list[Segment] = []
+    room = min(limits.turn_tokens, limits.episode_tokens - renderer.length(talk))
+    text = ""
+    while room > 0:
+        segments = [*talk, *said]
+        ids = tuple(token for segment in segments for token in segment.token_ids)
+        prompt = TokenPrompt(ids, tuple(picture for segment in segments for picture in segment.images))
+        draw = replace(sampling, max_tokens=room, seed=request_seed(*seed, len(said)))
+        completion = await clock.waiting("engine", engine.generate(prompt, draw))
+        if isinstance(completion, EngineFailure):
+            return _Turn(tuple(said), text, cut=False, ended=False, failure=completion)
+        sampled = Sampled(completion.logprobs, completion.weight_version)
+        said.append(Segment("sampled", completion.token_ids, trusted=False, sampled=sampled))
+        room -= len(completion.token_ids)
+        text = renderer.decode([token for segment in said for token in segment.token_ids])
+        ended = bool(completion.token_ids) and completion.token_ids[-1] == renderer.end_of_turn
+        if completion.finish == "stop" and (ended or not is_open_reason(text)):
+            return _Turn(tuple(said), text, cut=False, ended=ended)
+    return _Turn(tuple(said), text, cut=True, ended=False)
+
+
+async def _call(
+    action: ImageSearch | TextSearch | Malformed,
+    turn: int,
+    example: Example,
+    tools: Tools,
+    limits: Limits,
+    calls: list[Exchange],
+    clock: _Clock,
+) -> Exchange:
+    """Carry out a search within the episode's budget for that tool."""
+    tool: ToolName = "image_search" if isinstance(action, ImageSearch) else "text_search"
+    query = action.query if isinstance(action, TextSearch) else ""
+    if isinstance(action, Malformed):
+        return Exchange(turn, ToolCall(action.tool or tool, ""), ToolResult("malformed_call", detail=action.detail))
+    if isinstance(action, ImageSearch):
+        if not example.images:
+            return Exchange(turn, ToolCall(tool, ""), ToolResult("malformed_call", detail="the question has no image"))
+        query = example.images[0].digest
+    call = ToolCall(tool, query)
+    made = sum(exchange.call.tool == tool and exchange.result.status in CHARGED for exchange in calls)
+    if made >= limits.searches.get(tool, 0) or tool not in tools:
+        return Exchange(turn, call, ToolResult("over_budget", detail=f"{made} of {limits.searches.get(tool, 0)} used"))
+    # The image search gets only the image, the text search only the query.
+    asked = example.images[0] if tool == "image_search" else query
+    return Exchange(turn, call, await clock.waiting("tools", tools[tool](asked)))
+
+
+# Statuses of calls that reached a tool: they count against the limits and in every figure of search.
+CHARGED = ("ok", "empty", "infrastructure_error")
+
+
+def _hear(
+    exchange: Exchange,
+    example: Example,
+    renderer: Renderer,
+    talk: list[Segment],
+    limits: Limits,
+    turn_open: bool,
+    last: bool,
+) -> tuple[list[Segment], bool]:
+    """The tool's answer as the model reads it, with room kept for a last turn, and whether that turn is next."""
+    room = limits.episode_tokens - renderer.length(talk) - limits.turn_tokens
+    heard = renderer.results(exchange.call, exchange.result, example.question, room, turn_open, last)
+    if not last and room - renderer.length(heard) < limits.turn_tokens:
+        return renderer.results(exchange.call, exchange.result, example.question, room, turn_open, True), True
+    return heard, last
+
+
+class _Clock:
+    """Seconds of an episode, in all and spent waiting for engine and tools."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = {"engine": 0.0, "tools": 0.0}
+
+    async def waiting(self, kind: Literal["engine", "tools"], work: Awaitable[T]) -> T:
+        start = time.perf_counter()
+        try:
+            return await work
+        finally:
+            self._waited[kind] += time.perf_counter() - start
+
+    def read(self) -> Timings:
+        return Timings(time.perf_counter() - self._start, self._waited["engine"], self._waited["tools"])

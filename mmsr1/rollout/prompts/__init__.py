@@ -1,0 +1,80 @@
+"""Prompt templates: built-in ones by name, or a user's YAML file with the same keys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+_SLOT = re.compile(r"(\{[a-z]+\})")
+_SLOTS = {
+    "question": {"images", "question"},
+    "image_results": {"results", "question"},
+    "text_results": {"results", "question"},
+    "image_item": {"index", "thumbnail", "title", "text", "url"},
+    "text_item": {"index", "thumbnail", "title", "text", "url"},
+}
+_REQUIRED = {"question": {"images", "question"}, "image_results": {"results"}, "text_results": {"results"}}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts around question and results. Slots in braces are filled; every other character is kept as it is."""
+
+    system: str
+    question: str
+    image_results: str
+    text_results: str
+    image_item: str
+    text_item: str
+    no_results: str
+    tool_failed: str
+    over_budget: str
+    bad_call: str
+    turn_cut: str
+    last_turn: str
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self)):
+            found = {part[1:-1] for part in split_template(getattr(self, name)) if part.startswith("{")}
+            unknown, missing = found - _SLOTS.get(name, set()), _REQUIRED.get(name, set()) - found
+            if unknown or missing:
+                raise ValueError(
+                    f"rollout.prompts: {name} has unknown slots {sorted(unknown)} or lacks {sorted(missing)}; "
+                    f"it may use {sorted(_SLOTS.get(name, set()))}"
+                )
+
+
+def split_template(template: str) -> list[str]:
+    """Literal pieces and `{slot}` pieces of a template, in order.
+
+    >>> split_template("a {question}b")
+    ['a ', '{question}', 'b']
+    """
+    return [part for part in _SLOT.split(template) if part]
+
+
+def load_prompts(name_or_path: str) -> Prompts:
+    """Built-in prompts by name (`emblem`, `on_demand`) or from a YAML file. Raises ValueError naming the mistake."""
+    builtin = files(__package__) / f"{name_or_path}.yaml"
+    if builtin.is_file():
+        text = builtin.read_text(encoding="utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        names = sorted(Path(str(entry)).stem for entry in files(__package__).iterdir() if entry.name.endswith(".yaml"))
+        raise ValueError(f"rollout.prompts: {name_or_path!r} is neither a file nor one of {', '.join(names)}")
+    try:
+        table = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"rollout.prompts: {name_or_path} is not valid YAML: {error}") from error
+    wanted = {f.name for f in fields(Prompts)}
+    if not isinstance(table, dict) or set(table) != wanted:
+        got = set(table) if isinstance(table, dict) else set()
+        raise ValueError(
+            f"rollout.prompts: {name_or_path} lacks keys {sorted(wanted - got)} and has unknown keys {sorted(got - wanted)}"
+        )
+    return Prompts(**{key: str(value) for key, value in table.items()})
