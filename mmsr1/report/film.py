@@ -122,8 +122,8 @@ def _choose(examples: Sequence[Record]) -> list[Record]:
     """At most MAX_CELLS, as even over the groups as they allow, in order of group and then of the file."""
     grouped = [[example for example in examples if group_of(example) == group] for group in GROUPS]
     in_turn = [example for row in zip_longest(*grouped) for example in row if example is not None]
-    order = list(GROUPS)
-    return sorted(in_turn[:MAX_CELLS], key=lambda example: order.index(group_of(example)))
+    shown = in_turn[:MAX_CELLS]
+    return [example for group in GROUPS for example in shown if group_of(example) == group]
 
 
 def _cell(example: Record, by_step: Mapping[int, Mapping[str, Record]]) -> Cell:
