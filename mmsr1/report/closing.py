@@ -89,8 +89,9 @@ def _figure(figures: Mapping[str, Any], key: str, share: bool) -> Figure | None:
     value, interval = figures.get(key), figures.get(f"{key}_ci95")
     if value is None:
         return None
-    known = interval is not None and None not in interval
-    return Figure(value, (interval[0], interval[1]) if known else None, share)
+    if interval is None or None in interval:
+        return Figure(value, None, share)
+    return Figure(value, (interval[0], interval[1]), share)
 
 
 def _scale(figures: Sequence[Figure]) -> float:

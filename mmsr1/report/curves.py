@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 # Text and axes are drawn in a colour that nothing else has, then handed to the page as `currentColor`.
 _INK = "#010203"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mmsr1",
     "font.size": 9.5,

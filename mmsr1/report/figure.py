@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ from mmsr1.report.pictures import small_picture
 from mmsr1.run_directory import RunDirectory
 
 _COLUMNS = 12
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+_STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 _TITLES = {
     "entity": {"free": "the policy was taught these", "required": "it cannot know these", "unknown": "not labelled"},
     "question": {"free": "no search needed", "required": "search needed", "unknown": "not labelled"},
