@@ -63,16 +63,16 @@ class ClosingTable:
 
 
 def closing_table(directory: RunDirectory) -> ClosingTable:
-    """From summary.json; for a run that did not get that far, from the validations it did log, without intervals."""
+    """From summary.json; for a run that did not get that far, from the validations that it logged."""
     summary = directory.read_summary()
-    if "final" in summary:
+    if summary.get("final"):
         caption = "Validation before and after training, with 95\N{NO-BREAK SPACE}% intervals."
-        return ClosingTable(caption, _rows(summary.get("initial", {}), summary["final"]))
+        return ClosingTable(caption, _rows(summary.get("initial") or {}, summary["final"]))
     logged = directory.read_metrics("val")
     if not logged:
         return ClosingTable("No validation was logged.", ())
     first, last = logged[0], logged[-1]
-    caption = f"No summary yet: the validations logged at step {first['step']} and at step {last['step']}."
+    caption = f"Without intervals: the validations logged at step {first['step']} and at step {last['step']}."
     return ClosingTable(caption, _rows(first, last))
 
 

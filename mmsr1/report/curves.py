@@ -93,6 +93,7 @@ PANELS = (
         ),
         "share",
     ),
+    Panel("Loss", (Curve("train", "loss", "loss", "green"),)),
     Panel("KL to the reference policy", (Curve("train", "kl", "KL", "purple"),)),
     Panel("Entropy of the sampled tokens", (Curve("train", "entropy", "entropy", "green"),)),
     Panel("Clipped tokens (share)", (Curve("train", "clip_fraction", "clip fraction", "orange"),)),

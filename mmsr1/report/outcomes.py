@@ -56,10 +56,10 @@ OUTCOMES = (DIRECT, SEARCHED, DIRECT_WRONG, SEARCHED_WRONG, FAILED, ABSENT)
 
 
 def outcome_of(record: Mapping[str, Any]) -> Outcome:
-    """The outcome of an `episode_record`; "searched" means that a tool was called, whatever came back."""
+    """The outcome of an `episode_record`; "searched", as in the search ratio, means that a call reached a tool."""
     if record["stop"] in ("tool_failure", "engine_failure"):
         return FAILED
     right = (record["reward"]["parts"].get("accuracy") or 0.0) >= 0.5
-    if record["calls"]:
+    if any(call["status"] in ("ok", "empty", "infrastructure_error") for call in record["calls"]):
         return SEARCHED if right else SEARCHED_WRONG
     return DIRECT if right else DIRECT_WRONG

@@ -38,6 +38,8 @@ CALL = {"turn": 0, "tool": "text_search", "query": "q", "status": "ok", "items":
     [
         (record("a"), DIRECT),
         (record("a", calls=[CALL]), SEARCHED),
+        (record("a", calls=[CALL | {"status": "empty"}]), SEARCHED),
+        (record("a", calls=[CALL | {"status": "over_budget"}]), DIRECT),
         (record("a", right=False), DIRECT_WRONG),
         (record("a", right=False, calls=[CALL]), SEARCHED_WRONG),
         (record("a", right=False, calls=[CALL], stop="tool_failure"), FAILED),

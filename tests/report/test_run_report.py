@@ -126,6 +126,7 @@ def test_a_run_that_ended_early_says_so_and_shows_what_it_reached(tmp_path: Path
     run.log_metrics(0, "val", {"accuracy": 0.5})
     log_step(run, 0)
     run.log_metrics(5, "val", {"accuracy": 0.75})
+    run.write_summary({"initial": {}, "final": {}, "steps": 5})
     run.finish("interrupted", 3.25, "received SIGTERM")
     _, page = report_of(run)
     text = squeezed(page.text)
