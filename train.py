@@ -81,7 +81,13 @@ def train(config: Config, run: RunDirectory) -> str:
 
         module, buffer, data = _algorithm(config, files, examples)
         callback = assembly.rollout_callback(
-            config, lambda: assembly.rollout_worker(config, files, tools, weights), buffer, validation, tools, run, progress
+            config,
+            lambda: assembly.rollout_worker(config, files, tools, weights),
+            buffer,
+            validation,
+            tools,
+            run,
+            progress,
         )
         trainer = _trainer(config, run.path, callback)
         try:
@@ -100,7 +106,6 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any) -> tuple[Polic
     from torch.utils.data import DataLoader
 
     from mmsr1 import assembly
-    from mmsr1.data.mixtures import PromptSchedule
     from mmsr1.models.buffer import RolloutBuffer
     from mmsr1.models.grpo_module import Encoding, GRPOModule
     from mmsr1.models.policy import Policy
@@ -110,12 +115,15 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any) -> tuple[Polic
     policy = Policy(files.model, config.model.logprob_chunk)
     optim = assembly.optim_spec(algorithm, steps)
     if algorithm.kind == "sft":
-        data, buffer = assembly.WarmupData(config, files), None
+        data: Any = assembly.WarmupData(config, files)
+        buffer = None
         module: PolicyModule = SFTModule(policy, files.patches, optim, algorithm.token_budget, frozen)
     else:
         data = assembly.prompt_schedule(config, examples)
         buffer = RolloutBuffer()
-        encoding = Encoding(files.patches, files.image_token, files.merge, frozenset(files.tokenizer.added_tokens_decoder))
+        encoding = Encoding(
+            files.patches, files.image_token, files.merge, frozenset(files.tokenizer.added_tokens_decoder)
+        )
         module = GRPOModule(
             policy,
             buffer,
@@ -145,7 +153,12 @@ def _trainer(config: Config, run_path: Path, callback: RolloutCallback) -> Train
         save_distributed_checkpoint=True,
     )
     logger = (
-        WandbLogger(project=wandb.project, name=f"{config.name}-{config.seed}", save_dir=run_path, offline=wandb.mode == "offline")
+        WandbLogger(
+            project=wandb.project,
+            name=f"{config.name}-{config.seed}",
+            save_dir=run_path,
+            offline=wandb.mode == "offline",
+        )
         if wandb.project
         else False
     )

@@ -84,7 +84,9 @@ class RolloutConfig:
         check(self.temperature >= 0, "rollout.temperature", self.temperature, "must be 0 (greedy) or more")
         check(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be in (0, 1]")
         room = self.episode_tokens - 2 * self.turn_tokens
-        check(room > 0, "rollout.episode_tokens", self.episode_tokens, "must exceed two turns (2 * rollout.turn_tokens)")
+        check(
+            room > 0, "rollout.episode_tokens", self.episode_tokens, "must exceed two turns (2 * rollout.turn_tokens)"
+        )
         fits = self.vllm.max_model_len >= self.episode_tokens
         check(fits, "rollout.vllm.max_model_len", self.vllm.max_model_len, "must be at least rollout.episode_tokens")
 
@@ -153,7 +155,12 @@ class DataConfig:
         one_of("data.kind", self.kind, "emblem", "fvqa")
         one_of("data.mixture", self.mixture, "balanced", "required_only", "natural")
         missing = self.kind == "fvqa" and not self.train_path
-        check(not missing, "data.train_path", self.train_path, "name a parquet file, e.g. data.train_path=fvqa_train.parquet")
+        check(
+            not missing,
+            "data.train_path",
+            self.train_path,
+            "name a parquet file, e.g. data.train_path=fvqa_train.parquet",
+        )
 
 
 @dataclass

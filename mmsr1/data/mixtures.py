@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from mmsr1.types import Example, StepPrompts
 
 Mixture = Literal["balanced", "required_only", "natural"]
 
 
-class PromptSchedule:
+class PromptSchedule(Dataset[StepPrompts]):
     """A map-style data set with one item a rollout step.
 
     `balanced` draws half of every step from search-free and half from search-required examples (paper, section 3.1),

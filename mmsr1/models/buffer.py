@@ -17,7 +17,9 @@ class RolloutBuffer:
 
     def put(self, step: int, groups: tuple[Group, ...]) -> None:
         if len(self._steps) >= self._capacity or step in self._steps:
-            raise RuntimeError(f"rollout buffer holds steps {sorted(self._steps)} of {self._capacity}; cannot add {step}")
+            raise RuntimeError(
+                f"rollout buffer holds steps {sorted(self._steps)} of {self._capacity}; cannot add {step}"
+            )
         self._steps[step] = groups
 
     def take(self, step: int) -> tuple[Group, ...]:

@@ -24,7 +24,12 @@ class ContractError(AssertionError):
 
 
 def check_sequence(
-    episode: Episode, flat: FlatSequence, patches: PatchSource, backbone: Any, control_ids: Collection[int], merge: int = 2
+    episode: Episode,
+    flat: FlatSequence,
+    patches: PatchSource,
+    backbone: Any,
+    control_ids: Collection[int],
+    merge: int = 2,
 ) -> None:
     """Raises ContractError, naming the example and what differs. `backbone` offers the library's `get_rope_index`."""
     who = f"example {episode.example_id}, rollout {episode.rollout}"
@@ -76,5 +81,5 @@ class GapMeter:
         if limit is not None and largest > limit:
             raise ContractError(
                 f"log-probs of engine and trainer differ by up to {largest:.2g} nats, limit {limit:g} "
-                f"({dict(self.figures())}): weights, caches or positions are out of step; algorithm.gap_limit sets the limit"
+                f"({dict(self.figures())}): weights, caches or positions are out of step (algorithm.gap_limit)"
             )

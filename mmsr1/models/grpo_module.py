@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from mmsr1.types import StepPrompts
+from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.contract import GapMeter, check_sequence
 from mmsr1.models.grpo import LossSpec, MiniBatchSize, policy_loss, size_of
 from mmsr1.models.module import OptimSpec, PolicyModule
 from mmsr1.models.packing import FlatSequence, PatchSource, by_token_budget, flatten, pack
 from mmsr1.models.policy import Policy
-from mmsr1.models.buffer import RolloutBuffer
-from mmsr1.types import Batch, Group
+from mmsr1.types import Batch, Group, StepPrompts
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class GRPOModule(PolicyModule):
         }
 
     def _mini_batches(self, groups: Sequence[Group]) -> list[list[Batch]]:
-        """Packed micro-batches by mini-batch; groups without a gradient and episodes kept from training are left out."""
+        """Packed micro-batches by mini-batch, without the groups and episodes that carry no gradient."""
         useful = [group for group in groups if not group.all_equal]
         share = -(-len(useful) // self.mini_batches) or 1
         minis = [useful[i : i + share] for i in range(0, len(useful), share)]
@@ -111,7 +110,12 @@ class GRPOModule(PolicyModule):
                 continue
             flat = flatten(episode.segments, self.encoding.patches, self.encoding.image_token, self.encoding.merge)
             check_sequence(
-                episode, flat, self.encoding.patches, self.policy.model.model, self.encoding.control_ids, self.encoding.merge
+                episode,
+                flat,
+                self.encoding.patches,
+                self.policy.model.model,
+                self.encoding.control_ids,
+                self.encoding.merge,
             )
             kept.append(Scored(flat, advantage))
         return kept

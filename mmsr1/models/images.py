@@ -18,7 +18,8 @@ class ImageFeatures:
     """Patches and grid of a picture, as Qwen2.5-VL's processor makes them.
 
     `processor` is the library's image processor (its PIL version: torchvision's would differ in the last bits from
-    what the engine computes on machines without it), `decode` the project's safe decoder. Holds the patches of the last `capacity` pictures.
+    what the engine computes on machines without it), `decode` the project's safe decoder. The patches of the last
+    `capacity` pictures are kept.
     """
 
     def __init__(self, processor: Any, decode: Callable[[Picture], Image], capacity: int = 4096) -> None:
@@ -29,7 +30,7 @@ class ImageFeatures:
         self._cache: OrderedDict[str, tuple[Float[Tensor, "P D"], tuple[int, int, int]]] = OrderedDict()
 
     def __call__(self, picture: Picture) -> tuple[Float[Tensor, "P D"], tuple[int, int, int]]:
-        """(patches, (time, height, width) in patches). Raises what `decode` raises for bytes that are no image we accept."""
+        """(patches, (time, height, width) in patches). Raises what `decode` raises for bytes that are no image."""
         if picture.digest not in self._cache:
             out = self._processor(images=[self._decode(picture)], return_tensors="pt")
             t, h, w = (int(n) for n in out["image_grid_thw"][0])

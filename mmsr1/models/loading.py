@@ -43,7 +43,9 @@ def load_policy(path: str, dtype: str, decode: Callable[[Picture], Image]) -> Po
     try:
         kind = AutoConfig.from_pretrained(path).model_type
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={path}: no model there; give a Hugging Face folder, or a hub id with network") from error
+        raise ValueError(
+            f"model.path={path}: no model there; give a Hugging Face folder, or a hub id with network"
+        ) from error
     if kind != "qwen2_5_vl":
         raise ValueError(f"model.path={path}: the model is a {kind}; a qwen2_5_vl is needed")
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(

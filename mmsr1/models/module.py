@@ -59,7 +59,9 @@ class PolicyModule(LightningModule):
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
-        by_muon = [p for name, p in trained.items() if self.optim.muon_lr and p.ndim == 2 and "embed_tokens" not in name]
+        by_muon = [
+            p for name, p in trained.items() if self.optim.muon_lr and p.ndim == 2 and "embed_tokens" not in name
+        ]
         chosen = {id(p) for p in by_muon}
         rest = [p for p in trained.values() if id(p) not in chosen]
         optimizers: list[torch.optim.Optimizer] = [
@@ -71,7 +73,9 @@ class PolicyModule(LightningModule):
         return optimizers, schedules
 
     def _rate(self, step: int) -> float:
-        return learning_rate(min(step, self.optim.total_steps), self.optim.total_steps, self.optim.schedule, self.optim.warmup_steps)
+        return learning_rate(
+            min(step, self.optim.total_steps), self.optim.total_steps, self.optim.schedule, self.optim.warmup_steps
+        )
 
     def apply_gradients(self) -> float:
         """Clip, step every optimiser, clear; returns the gradient norm before clipping."""

@@ -46,7 +46,9 @@ class Policy(nn.Module):
             return TokenStats(logprobs + 0 * hidden.sum(), entropy)
         found = [
             checkpoint(_head, h, self.model.lm_head.weight, y, use_reentrant=False)
-            for h, y in zip(hidden[learned - 1].split(self.chunk), batch.token_ids[learned].split(self.chunk), strict=True)
+            for h, y in zip(
+                hidden[learned - 1].split(self.chunk), batch.token_ids[learned].split(self.chunk), strict=True
+            )
         ]
         logprobs = logprobs.index_put((learned,), torch.cat([logprob for logprob, _ in found]))
         entropy = entropy.index_put((learned,), torch.cat([spread for _, spread in found]))

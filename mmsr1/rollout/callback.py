@@ -1,7 +1,7 @@
 """The rollout callback: feeds each training step with groups, pushes the weights back, validates, keeps the record.
 
-    on_train_batch_start: prompts -> episodes -> rewards -> groups -> buffer      (training_step takes them)
-    on_train_batch_end:   weights -> engine; metrics, episodes, validation, checkpoints
+on_train_batch_start: prompts -> episodes -> rewards -> groups -> buffer      (training_step takes them)
+on_train_batch_end:   weights -> engine; metrics, episodes, validation, checkpoints
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.rewards.advantage import Normalise, make_group
 from mmsr1.rewards.reward import RewardSpec, score
 from mmsr1.rollout.engines.base import Sampling
 from mmsr1.rollout.worker import RolloutWorker
 from mmsr1.run_directory import RunDirectory
-from mmsr1.types import Episode, Example, Group
 from mmsr1.torchvision_shim import ensure_torchvision
+from mmsr1.types import Episode, Example, Group
 
 ensure_torchvision()
 
@@ -50,7 +49,8 @@ class Schedule:
 class RolloutCallback(Callback):
     """Owns rollout worker and reward. `buffer` None (supervised training) leaves only validation and sync.
 
-    `make_worker` starts the engine. `figures` summarises groups for the metrics, `scorecard` does it with intervals for the summary.
+    `make_worker` starts the engine. `figures` summarises groups for the metrics, `scorecard` does it with intervals
+    for the summary.
     """
 
     def __init__(
@@ -156,7 +156,12 @@ class RolloutCallback(Callback):
     def _log_train(self, trainer: Trainer, module: LightningModule, step: int, seconds: Mapping[str, float]) -> None:
         figures: dict[str, Any] = {**module.figures, **seconds}
         if self.buffer is not None:
-            figures = {**self.figures(self._groups), **_rollout_figures(self._groups), **figures, **self._cache_figures()}
+            figures = {
+                **self.figures(self._groups),
+                **_rollout_figures(self._groups),
+                **figures,
+                **self._cache_figures(),
+            }
             if step % self.schedule.episodes_every == 0 or step == 1:
                 self.run.write_groups("train", step, self._groups)
         self.run.log_metrics(step, "train", figures)

@@ -37,7 +37,9 @@ class Renderer:
         """System prompt and the question with its images, up to the point where the model speaks."""
         system = f"<|im_start|>system\n{self.prompts.system}{_TURN_END}" if self.prompts.system else ""
         slots = {"images": _images(example.images), "question": [("question", example.question)]}
-        return self._join([("template", f"{system}<|im_start|>user\n"), *_fill(self.prompts.question, slots), *_reply()])
+        return self._join(
+            [("template", f"{system}<|im_start|>user\n"), *_fill(self.prompts.question, slots), *_reply()]
+        )
 
     def results(
         self, call: ToolCall, result: ToolResult, question: str, room: int, turn_open: bool, last: bool
@@ -91,7 +93,9 @@ class Renderer:
             return
         by_image = call.tool == "image_search"
         item_template = prompts.image_item if by_image else prompts.text_item
-        rendered = [part for index, item in enumerate(items, 1) for part in _fill(item_template, _item_slots(index, item))]
+        rendered = [
+            part for index, item in enumerate(items, 1) for part in _fill(item_template, _item_slots(index, item))
+        ]
         slots = {"results": rendered, "question": [("question", question)]}
         yield from _fill(prompts.image_results if by_image else prompts.text_results, slots)
 

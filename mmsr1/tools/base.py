@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from mmsr1.types import Picture, ToolName, ToolResult
 
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 QueryT = TypeVar("QueryT", str, Picture, contravariant=True)
 
 
+@runtime_checkable
 class Tool(Protocol[QueryT]):
     """An asynchronous search. `Tool[str]` takes text only, `Tool[Picture]` a picture only.
 

@@ -35,8 +35,9 @@ class Camera:
             elif shape == 2:
                 draw.rectangle([x - 7, y - 7, x + 7, y + 7], fill="black")
             elif shape == 3:
-                draw.rectangle([x - 7, y - 2, x + 7, y + 2], fill="white")
-                draw.rectangle([x - 2, y - 7, x + 2, y + 7], fill="white")
+                # As much white as in the circle: only the outline tells them apart.
+                draw.rectangle([x - 9, y - 3, x + 8, y + 2], fill="white")
+                draw.rectangle([x - 3, y - 9, x + 2, y + 8], fill="white")
         pixels = np.asarray(image) * self.random.uniform(0.9, 1.1) + self.noise.normal(0, 6, (56, 56, 3))
         return Image.fromarray(np.clip(pixels, 0, 255).round().astype(np.uint8))
 

@@ -12,7 +12,15 @@ from dataclasses import replace
 import numpy as np
 
 from mmsr1.data.emblem.drawing import Jitter, draw
-from mmsr1.data.emblem.world import FREE_ATTRIBUTES, SEARCH_ATTRIBUTES, SHIFTED_ATTRIBUTES, Entity, Knowledge, Split, World
+from mmsr1.data.emblem.world import (
+    FREE_ATTRIBUTES,
+    SEARCH_ATTRIBUTES,
+    SHIFTED_ATTRIBUTES,
+    Entity,
+    Knowledge,
+    Split,
+    World,
+)
 from mmsr1.types import Example
 
 _NAME_WORDINGS = ("what place has this flag?", "name the place of this flag")
@@ -39,7 +47,9 @@ def wording(attribute: str, rng: np.random.Generator, shifted: bool = False) -> 
     return choices[rng.integers(len(choices))].format(attribute)
 
 
-def ask(entity: Entity, attribute: str, id: str, rng: np.random.Generator, jitter: Jitter, shifted: bool = False) -> Example:
+def ask(
+    entity: Entity, attribute: str, id: str, rng: np.random.Generator, jitter: Jitter, shifted: bool = False
+) -> Example:
     """One photographed emblem and one question about its place."""
     return Example(
         id=id,
@@ -106,4 +116,8 @@ def _asked(world: World, need: str, split: Split, count: int, rng: np.random.Gen
 def sentences() -> list[str]:
     """Every wording of this file, for the tokenizer."""
     wordings = (*_NAME_WORDINGS, *_SHIFTED_NAME, *_FACT_WORDINGS, *_SHIFTED_FACT)
-    return [w.format(attribute) for w in wordings for attribute in (*SEARCH_ATTRIBUTES, *SHIFTED_ATTRIBUTES, "capital", "founder")]
+    return [
+        w.format(attribute)
+        for w in wordings
+        for attribute in (*SEARCH_ATTRIBUTES, *SHIFTED_ATTRIBUTES, "capital", "founder")
+    ]

@@ -1,6 +1,6 @@
 """The emblem world on disk: question files, passages, and the two search indexes, built once and then only read.
 
-    <root>/<hash of spec>/  entities.jsonl passages.jsonl train|heldout|graded|shifted.parquet image_index/ text_index/
+<root>/<hash of spec>/  entities.jsonl passages.jsonl train|heldout|graded|shifted.parquet image_index/ text_index/
 """
 
 from __future__ import annotations

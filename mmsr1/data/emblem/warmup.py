@@ -38,7 +38,7 @@ _TEMPLATE, _VALUE, _NOTHING = 1.0, 2.0, 0.0
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation to imitate: `weights[i]` are the loss weights of segment i's tokens, None where none is learned."""
+    """A conversation to imitate: `weights[i]` are the loss weights of segment i's tokens, None if none is learned."""
 
     segments: tuple[Segment, ...]
     weights: tuple[tuple[float, ...] | None, ...]
@@ -60,7 +60,17 @@ def warmup_sentences() -> list[str]:
     """All words of the warm-up but the names, for the tokenizer."""
     queries = [f"{attribute} of" for attribute in FACTS]
     items = [f"the {attribute} of" for attribute in FACTS] + ["the flag of", "a picture of", "flag of", " flag", " is"]
-    replies = [KNOWN, NOT_KNOWN, READ, "No results", "Search failed", "No more searches", "Bad call", "Too long.", " Answer now."]
+    replies = [
+        KNOWN,
+        NOT_KNOWN,
+        READ,
+        "No results",
+        "Search failed",
+        "No more searches",
+        "Bad call",
+        "Too long.",
+        " Answer now.",
+    ]
     return [*sentences(), *queries, *items, *replies, "user\n", "assistant\n", *"12345"]
 
 
@@ -68,7 +78,14 @@ class Demonstrator:
     """Draws demonstrations; `one(rng)` is a pure function of the generator's state."""
 
     def __init__(
-        self, world: World, renderer: Renderer, spec: WarmupSpec, image_items: int, thumbnails: int, text_items: int, edge: int
+        self,
+        world: World,
+        renderer: Renderer,
+        spec: WarmupSpec,
+        image_items: int,
+        thumbnails: int,
+        text_items: int,
+        edge: int,
     ) -> None:
         self.world, self.renderer, self.spec = world, renderer, spec
         self.image_items, self.thumbnails, self.text_items = image_items, thumbnails, text_items
@@ -78,7 +95,9 @@ class Demonstrator:
         self._known = world.select("known")
         rng = np.random.default_rng([world.spec.seed, 5])
         # Thumbnails are drawn once: they are 28 pixels of background to the model, and drawing is the slow part.
-        self._pool = [draw(draw_emblem(rng), rng, Jitter(), edge) for _ in range(1024 if thumbnails and edge < EDGE else 0)]
+        self._pool = [
+            draw(draw_emblem(rng), rng, Jitter(), edge) for _ in range(1024 if thumbnails and edge < EDGE else 0)
+        ]
 
     def one(self, rng: np.random.Generator) -> Demonstration:
         kind = rng.random()
@@ -137,7 +156,9 @@ class Demonstrator:
     ) -> None:
         talk.say(reason, "text_search", [(f"{attribute} of", _TEMPLATE), name])
         if name[1] == _NOTHING:  # a wrong name: what matches is the attribute, of other places
-            pool = [p for _ in range(self.text_items) for p in passages(self.world.fresh(rng)) if p[0].endswith(attribute)]
+            pool = [
+                p for _ in range(self.text_items) for p in passages(self.world.fresh(rng)) if p[0].endswith(attribute)
+            ]
         else:
             pool = sorted(passages(place), key=lambda p: (not p[0].endswith(f"/{attribute}"), rng.random()))
         talk.hear("text_search", [ToolItem(title, text, url) for _, title, text, url in pool[: self.text_items]], last)

@@ -25,11 +25,11 @@ FACTS = ("capital", "founder", *SEARCH_ATTRIBUTES, *SHIFTED_ATTRIBUTES)
 
 FIRST_SYLLABLES = tuple(
     "Bam Bel Bor Dax Dev Dun Fal Fim Fob Gad Gim Gur Hab Hev Hol Jad Jik Jud Kal Kem Kov Lam Leb Lud "
-    "Maf Miv Mon Nar Nex Nud Pav Pim Rok Sab Sel Tav Tob Vek Wim Zan".split()
+    "Maf Miv Mon Nar Nex Nud Pav Pim Rok Sab Sel Tav Tob Vek Wim Zan".split()  # noqa: SIM905
 )
 SECOND_SYLLABLES = tuple(
     "bax bev bil dor dun fek fip gam gos hul jek jom kib kur lam lix mag mep nid nok pag pel pov rab "
-    "rez rix sab sov tam tek tuv vad vim wag wex yol zab zem zik zol".split()
+    "rez rix sab sov tam tek tuv vad vim wag wex yol zab zem zik zol".split()  # noqa: SIM905
 )
 
 
@@ -125,7 +125,12 @@ def passages(entity: Entity) -> Iterator[tuple[str, str, str, str]]:
     """(id, title, text, url) of every passage that the text index holds about a place, one a fact."""
     for attribute in FACTS:
         url = f"https://emblems.example/{entity.id}/{attribute}"
-        yield f"{entity.id}/{attribute}", entity.name, f"the {attribute} of {entity.name} is {entity.facts[attribute]}", url
+        yield (
+            f"{entity.id}/{attribute}",
+            entity.name,
+            f"the {attribute} of {entity.name} is {entity.facts[attribute]}",
+            url,
+        )
 
 
 def image_title(entity: Entity) -> str:

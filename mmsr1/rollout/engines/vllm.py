@@ -26,7 +26,7 @@ from mmsr1.rollout.engines.vllm_core import Outcome, Request, VllmCore
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sync:
     """One call of `load_weights`."""
 
@@ -38,13 +38,13 @@ class Sync:
 class VllmEngine:
     """The Engine protocol over an in-process vLLM. The defaults suit a small model on a CPU.
 
-    `max_model_len` counts expanded tokens, prompt and answer together. `max_num_batched_tokens` must exceed every
-    prompt: a seeded request whose prompt is split crashes this vLLM. `images_per_prompt` bounds the images of a whole
-    conversation. `kv_cache_bytes` None lets vLLM measure what is free (for GPUs, with
-    `engine_args={"gpu_memory_utilization": ...}`). `engine_args` go to vLLM's `EngineArgs` and win over the rest.
-    `threads` is the engine thread's share of the cores; the trainer's own setting is not touched. `render_cache` is
-    how many processed prompts and decoded images are kept. `reset_encoder_cache=False` is for fault tests only: it
-    leaves the vision tower's old outputs in use after a weight sync.
+    `max_model_len` counts expanded tokens, prompt and answer together. A prompt is never split over two steps (on a
+    CPU, vLLM crashes when a seeded request is), so `max_num_batched_tokens` must be at least as large.
+    `images_per_prompt` bounds the images of a whole conversation. `kv_cache_bytes` None lets vLLM take what is free
+    (for GPUs, with `engine_args={"gpu_memory_utilization": ...}`). `threads` is the engine thread's share of the
+    cores; the trainer's own setting is not touched. `image_cache_bytes` bounds the processed images that are kept.
+    `engine_args` go to vLLM's `EngineArgs` and win over everything above. `reset_encoder_cache=False` is for fault
+    tests only: it leaves the vision tower's old outputs in use after a weight sync.
 
     Use it from one event loop at a time. Images must be decodable; one that is not fails its own request.
     """
@@ -63,7 +63,7 @@ class VllmEngine:
         enforce_eager: bool = True,
         prefix_caching: bool = True,
         threads: int = 1,
-        render_cache: int = 512,
+        image_cache_bytes: int = 2**28,
         engine_args: Mapping[str, Any] | None = None,
         reset_encoder_cache: bool = True,
     ) -> None:
@@ -77,13 +77,15 @@ class VllmEngine:
             "block_size": block_size,
             "limit_mm_per_prompt": {"image": images_per_prompt, "video": 0},
             "enforce_eager": enforce_eager,
+            "enable_chunked_prefill": False,
             "enable_prefix_caching": prefix_caching,
+            "mm_processor_cache_gb": 0,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             **(engine_args or {}),
         }
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
-        self._core = self._thread.submit(VllmCore, arguments, threads, render_cache, reset_encoder_cache).result()
+        self._core = self._thread.submit(VllmCore, arguments, threads, image_cache_bytes, reset_encoder_cache).result()
         self._names = map(str, itertools.count())
         self._arrivals: dict[str, Request] = {}
         self._running: set[str] = set()

@@ -1,32 +1,26 @@
-"""The half of the vLLM engine that blocks: made, called and closed on one thread only, the engine thread.
-
-Prompts are rendered (images processed, placeholders expanded) once per distinct conversation and image set, so the
-rollouts of a group share that work, and images are named by their digest, so their pixels are never hashed.
-"""
+"""The half of the vLLM engine that blocks: made, called and closed on one thread only, the engine thread."""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mmsr1.rollout.engines.base import Completion, EngineFailure, Sampling, TokenPrompt
+from mmsr1.rollout.engines.vllm_inputs import PromptBuilder
 from mmsr1.rollout.engines.weight_sync import drop_caches, load_weights
-from mmsr1.tools.pictures import decode
 from mmsr1.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
 
-T = TypeVar("T")
 BAN = -100.0  # the strongest bias that vLLM takes
 
 
@@ -50,7 +44,7 @@ class VllmCore:
     """
 
     def __init__(
-        self, engine_args: Mapping[str, Any], threads: int, render_cache: int, reset_encoder_cache: bool
+        self, engine_args: Mapping[str, Any], threads: int, image_cache_bytes: int, reset_encoder_cache: bool
     ) -> None:
         with environment(threads, eager=bool(engine_args.get("enforce_eager"))):
             ensure_torchvision()
@@ -59,15 +53,19 @@ class VllmCore:
 
             self.engine = LLMEngine.from_engine_args(EngineArgs(**engine_args))
         config = self.engine.model_config.hf_config
-        self.banned = {
+        self._bias = {
             getattr(config, f"{name}_token_id"): BAN
             for name in ("image", "video", "vision_start", "vision_end")
             if getattr(config, f"{name}_token_id", None) is not None
         }
         self._version = 0
         self._reset_encoder_cache = reset_encoder_cache
-        self._images = Recent(render_cache)
-        self._rendered = Recent(render_cache)
+        self._prompts = PromptBuilder(
+            self.engine.renderer,
+            image_token=getattr(config, "image_token_id", None),
+            images_per_prompt=engine_args["limit_mm_per_prompt"]["image"],
+            cache_bytes=image_cache_bytes,
+        )
         self._running: set[str] = set()
 
     def step(
@@ -100,12 +98,13 @@ class VllmCore:
         """Shut vLLM down and give its memory back."""
         self.engine.engine_core.shutdown()
         self.engine.renderer.shutdown()
-        del self.engine
+        del self.engine, self._prompts
         gc.collect()
 
     def _admit(self, request: Request) -> EngineFailure | None:
         try:
-            name = self.engine.add_request(request.id, self._render(request.prompt), self._params(request.sampling))
+            inputs = self._prompts.build(request.prompt)
+            name = self.engine.add_request(request.id, inputs, self._params(request.sampling))
         except Exception as error:  # whatever is wrong with one request must not reach the others
             self.engine.abort_request([request.id])
             return EngineFailure(f"request refused: {error}")
@@ -113,19 +112,6 @@ class VllmCore:
         self.engine.output_processor.request_states[name].logprobs_processor.tokenizer = None
         self._running.add(request.id)
         return None
-
-    def _render(self, prompt: TokenPrompt) -> Any:
-        digests = [image.digest for image in prompt.images]
-
-        def render() -> Any:
-            tokens: dict[str, Any] = {"prompt_token_ids": list(prompt.token_ids)}
-            if prompt.images:
-                images = [self._images.get(image.digest, lambda image=image: decode(image)) for image in prompt.images]
-                tokens["multi_modal_data"] = {"image": images}
-                tokens["multi_modal_uuids"] = {"image": digests}
-            return self.engine.renderer.render_cmpl([tokens])[0]
-
-        return self._rendered.get((prompt.token_ids, *digests), render)
 
     def _params(self, sampling: Sampling) -> SamplingParams:
         from vllm import SamplingParams
@@ -140,7 +126,7 @@ class VllmCore:
             include_stop_str_in_output=True,
             detokenize=bool(sampling.stop),  # only stop strings need the text
             logprobs=0,
-            logit_bias=self.banned,
+            logit_bias=self._bias,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -151,24 +137,6 @@ class VllmCore:
         ids = tuple(sample.token_ids)
         logprobs = tuple(entry[token].logprob for token, entry in zip(ids, sample.logprobs, strict=True))
         return Completion(ids, logprobs, sample.finish_reason, self._version)
-
-
-class Recent:
-    """The most recently used results, at most `size` of them."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._items: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returned for this key, made now if it is not held. Passes on what `make` raises."""
-        if key in self._items:
-            self._items.move_to_end(key)
-            return self._items[key]
-        item = self._items[key] = make()
-        if len(self._items) > self._size:
-            self._items.popitem(last=False)
-        return item
 
 
 @contextmanager
@@ -182,7 +150,6 @@ def environment(threads: int, eager: bool) -> Iterator[None]:
         "OMP_NUM_THREADS": str(threads),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "1",  # our ids are unique, and a random one costs 0.1 ms
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

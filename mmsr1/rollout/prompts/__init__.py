@@ -75,6 +75,7 @@ def load_prompts(name_or_path: str) -> Prompts:
     if not isinstance(table, dict) or set(table) != wanted:
         got = set(table) if isinstance(table, dict) else set()
         raise ValueError(
-            f"rollout.prompts: {name_or_path} lacks keys {sorted(wanted - got)} and has unknown keys {sorted(got - wanted)}"
+            f"rollout.prompts: {name_or_path} lacks keys {sorted(wanted - got)}, "
+            f"has unknown keys {sorted(got - wanted)}"
         )
     return Prompts(**{key: str(value) for key, value in table.items()})

@@ -9,7 +9,7 @@ import torch
 
 from mmsr1.rollout.engines.base import Completion, EngineFailure, TokenPrompt
 from mmsr1.rollout.engines.lockstep import Lockstep
-from mmsr1.rollout.engines.vllm_core import Recent, environment
+from mmsr1.rollout.engines.vllm_core import environment
 from mmsr1.types import Picture
 from tests.rollout.engines.talks import (
     conversations,
@@ -89,10 +89,10 @@ def test_a_seed_draws_the_same_tokens_in_any_order_of_admission(tiny, engine, lo
 def test_a_request_that_cannot_be_served_fails_alone(tiny, engine, loop):
     good, image = question(tiny, 1, picture(1)), picture(2)
     bad = {
-        "maximum context length": TokenPrompt(tiny.prompt("a" * 600).token_ids, ()),
+        "longer than the maximum model length": TokenPrompt(tiny.prompt("a" * 600).token_ids, ()),
         "cannot be decoded": question(tiny, 2, Picture(b"not an image")),
-        "At most 6 image": question(tiny, 3, *[image] * 7),
-        "apply prompt replacement": TokenPrompt(question(tiny, 4).token_ids, (image,)),
+        "more than the 6 allowed": question(tiny, 3, *[image] * 7),
+        "0 image placeholders for 1 images": TokenPrompt(question(tiny, 4).token_ids, (image,)),
     }
     first, *failures, last = together(
         loop, *(engine.generate(prompt, sampling(0)) for prompt in (good, *bad.values(), good))
@@ -179,12 +179,25 @@ def test_a_sync_waits_for_running_requests_and_holds_later_ones_back(tiny, engin
     assert tiny.gap(question(tiny, 11), later) < TOLERANCE < 1e-2 < tiny.gap(question(tiny, 10), running)
 
 
-def test_the_rollouts_of_a_group_are_rendered_once(tiny, engine, loop, monkeypatch):
+def test_an_image_is_processed_once_for_all_rollouts_turns_and_weights(tiny, engine, loop, monkeypatch):
     renderer, rendered = engine._core.engine.renderer, []
     render = renderer.render_cmpl
     monkeypatch.setattr(renderer, "render_cmpl", lambda prompts: rendered.extend(prompts) or render(prompts))
-    together(loop, *(engine.generate(question(tiny, i // 8, picture(900)), sampling(i)) for i in range(16)))
+    images = [picture(900), picture(901)]
+    for version in (6, 7):
+        prompts = [question(tiny, i, *images[: 1 + i % 2]) for i in range(16)]
+        answers = together(loop, *(engine.generate(prompt, sampling(i)) for i, prompt in enumerate(prompts)))
+        assert max(tiny.gap(*turn) for turn in zip(prompts, answers, strict=True)) < TOLERANCE
+        loop.run(engine.load_weights(tiny.model.named_parameters(), version))
     assert len(rendered) == 2
+
+
+def test_a_small_image_cache_costs_time_and_nothing_else(tiny, engine, loop, monkeypatch):
+    monkeypatch.setattr(engine._core._prompts, "_cache_bytes", 1)
+    prompt = question(tiny, 0, picture(910), picture(911), picture(910))
+    (answer,) = together(loop, engine.generate(prompt, sampling(0)))
+    assert tiny.gap(prompt, answer) < TOLERANCE
+    assert len(engine._core._prompts._cached) == 1
 
 
 def test_lockstep_makes_logprobs_equal_to_the_last_bit_under_any_delays(tiny, engine, loop):
@@ -238,11 +251,3 @@ def test_the_environment_keeps_what_the_user_set(monkeypatch):
     with environment(1, eager=True):
         assert os.environ["OMP_NUM_THREADS"] == "3" and os.environ["TORCHDYNAMO_DISABLE"] == "1"
     assert "TORCHDYNAMO_DISABLE" not in os.environ
-
-
-def test_recent_keeps_what_was_used_last():
-    made = []
-    recent = Recent(2)
-    for key in ("a", "b", "a", "c", "a", "b"):
-        assert recent.get(key, lambda key=key: made.append(key) or key.upper()) == key.upper()
-    assert made == ["a", "b", "c", "b"]

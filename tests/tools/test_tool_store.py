@@ -1,0 +1,151 @@
+"""The store keeps text and bytes, and a tampered database or directory makes nothing run and nothing leak."""
+
+import os
+import pickle
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+from diskcache import FanoutCache
+
+from mmsr1.tools.store import CorruptEntry, PlainDisk, Store
+
+KEY = "ab" * 32
+LARGE = 100_000  # beyond 32 KiB a value lies in a file of its own
+
+
+class Opens:
+    """Unpickling this creates a file: the canary of every attack below."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def tamper(directory: Path, key: str, **columns: object) -> None:
+    """Change the row of `key` behind the store's back, as somebody with write access can."""
+    changed = 0
+    for database in directory.glob("*/cache.db"):
+        connection = sqlite3.connect(database)
+        with connection:
+            assignments = ", ".join(f"{name} = ?" for name in columns)
+            update = f"UPDATE Cache SET {assignments} WHERE key = ?"
+            changed += connection.execute(update, (*columns.values(), key)).rowcount
+        connection.close()
+    assert changed == 1
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("value", ["text", b"bytes", "ä\r\n" * LARGE, b"\0\r\n" * LARGE, "", b""])
+def test_text_and_bytes_come_back_as_they_were(store, value):
+    store.put(KEY, value)
+    again = Store(store.directory).get(KEY)
+    assert again == value and type(again) is type(value)
+    assert store.get("cd" * 32) is None
+
+
+def test_the_directory_is_private_even_if_it_was_not(tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o755)
+    Store(tmp_path / "cache")
+    assert stat.S_IMODE(os.stat(tmp_path / "cache").st_mode) == 0o700
+
+
+@pytest.mark.parametrize("value", [1, None, {"a": 1}, Opens(Path("/nowhere")), bytearray(b"x")])
+def test_other_values_are_not_stored(store, value):
+    with pytest.raises(CorruptEntry, match="only str and bytes"):
+        store.put(KEY, value)
+
+
+@pytest.mark.parametrize("key", ["short", "AB" * 32, f"../{KEY}", f"blob:{KEY}x", 5, ("a", "b")])
+def test_other_keys_are_not_used(store, key):
+    with pytest.raises(CorruptEntry, match="a key is a sha256"):
+        store.put(key, "x")
+
+
+def test_nothing_is_evicted_and_the_memory_map_is_off(store):
+    assert store._cache.eviction_policy == "none"
+    assert store._cache.cull_limit == 0 and store._cache.sqlite_mmap_size == 0
+
+
+def test_a_pickled_row_is_refused_and_not_executed(store, tmp_path):
+    payload, canary = pickle.dumps(Opens(tmp_path / "canary")), tmp_path / "canary"
+    store.put(KEY, "honest")
+    tamper(store.directory, KEY, mode=4, value=payload)
+    with pytest.raises(CorruptEntry, match="refused a row of mode 4"):
+        Store(store.directory).get(KEY)
+    assert not canary.exists()
+    # The attack is real: plain diskcache runs it.
+    FanoutCache(str(store.directory), shards=8).get(KEY)
+    assert canary.exists()
+
+
+def test_a_pickled_file_and_a_pickled_key_are_refused(store, tmp_path):
+    payload, canary = pickle.dumps(Opens(tmp_path / "canary")), tmp_path / "canary"
+    store.put(KEY, b"x" * LARGE)
+    (value_file,) = store.directory.glob("*/*/*/*.val")
+    value_file.write_bytes(payload)
+    tamper(store.directory, KEY, mode=4)
+    with pytest.raises(CorruptEntry, match="mode 4"):
+        store.get(KEY)
+    with pytest.raises(CorruptEntry, match="pickle"):
+        PlainDisk(str(store.directory)).get(payload, False)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+@pytest.mark.parametrize("name", ["../../secret", "{outside}", "00/../../../secret", "00/00/" + "0" * 28 + ".val/", ""])
+def test_a_file_name_that_leads_out_is_refused(store, tmp_path, mode, name):
+    secret = tmp_path / "secret"
+    secret.write_text("do not read")
+    store.put(KEY, "honest")
+    tamper(store.directory, KEY, mode=mode, value=None, filename=name.format(outside=secret))
+    with pytest.raises(CorruptEntry, match="refused a row"):
+        store.get(KEY)
+    store.put(KEY, "honest again")  # overwriting removes the old row's file: not this one
+    assert secret.read_text() == "do not read" and store.get(KEY) == "honest again"
+
+
+def test_a_link_that_leads_out_is_refused(store, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"do not read")
+    store.put(KEY, b"x" * LARGE)
+    (value_file,) = store.directory.glob("*/*/*/*.val")
+    value_file.unlink()
+    value_file.symlink_to(secret)
+    with pytest.raises(CorruptEntry, match="refused a row"):
+        store.get(KEY)
+
+
+@pytest.mark.parametrize("columns", [{"value": 5}, {"value": 0.5}, {"value": None}, {"mode": 0}, {"mode": "x"}])
+def test_a_row_of_another_type_is_refused(store, columns):
+    store.put(KEY, "honest")
+    tamper(store.directory, KEY, **columns)
+    with pytest.raises(CorruptEntry):
+        store.get(KEY)
+
+
+def test_damaged_text_is_refused_and_a_lost_file_is_a_miss(store):
+    store.put(KEY, "x" * LARGE)
+    (value_file,) = store.directory.glob("*/*/*/*.val")
+    value_file.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(CorruptEntry, match="unreadable row"):
+        store.get(KEY)
+    value_file.unlink()
+    assert store.get(KEY) is None
+
+
+def test_a_damaged_database_is_reported_as_corrupt(store):
+    store.put(KEY, "honest")
+    store.close()
+    for database in store.directory.glob("*/cache.db"):
+        database.write_bytes(b"SQLite format 3\0" + b"\x13" * 5000)
+        database.with_name("cache.db-wal").unlink(missing_ok=True)
+    with pytest.raises(CorruptEntry, match="unreadable row"):
+        store.get(KEY)
