@@ -32,6 +32,8 @@ class Tool(Protocol[QueryT]):
     @property
     def name(self) -> ToolName:
         """The kind of search, as episodes and metrics name it."""
+        ...
+        ...
 
     @property
     def backend(self) -> str:
@@ -39,9 +41,13 @@ class Tool(Protocol[QueryT]):
         number of results. It is part of the cache key, so two back ends that can differ must not share it, and it is
         written to disk, so it holds no secret.
         """
+        ...
+        ...
 
     async def __call__(self, query: QueryT) -> ToolResult:
         """Results in rank order; `latency_s` are the wall seconds of this call."""
+        ...
+        ...
 
 
 async def in_thread(work: Callable[[], ToolResult]) -> ToolResult:

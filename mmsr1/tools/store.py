@@ -14,6 +14,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any, TypeGuard, cast
 
 from diskcache import UNKNOWN, Disk, FanoutCache
 from diskcache.core import MODE_BINARY, MODE_RAW, MODE_TEXT
@@ -47,27 +48,27 @@ class PlainDisk(Disk):
             raise CorruptEntry("a key in the store claims to be a pickle")
         return self.put(key)[0]
 
-    def store(self, value: object, read: bool, key: object = UNKNOWN) -> tuple:
+    def store(self, value: object, read: bool, key: Any = UNKNOWN) -> tuple:
         if read or type(value) not in (str, bytes):
             raise CorruptEntry(f"only str and bytes are stored, not {type(value).__name__}")
         return super().store(value, False, key)
 
     def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> str | bytes:
-        if mode == MODE_RAW and filename is None and type(value) in (str, bytes):
+        if mode == MODE_RAW and filename is None and isinstance(value, str | bytes):
             return value
         if mode in (MODE_BINARY, MODE_TEXT) and self._is_ours(filename):
             data = Path(self._directory, filename).read_bytes()  # the inherited reader would turn "\r\n" into "\n"
             return data if mode == MODE_BINARY else data.decode("utf-8")
         raise CorruptEntry(f"refused a row of mode {mode!r} with file {filename!r}")
 
-    def remove(self, file_path: str) -> None:
+    def remove(self, file_path: object) -> None:
         """Called when a row is overwritten: the name comes from the old row, so it is checked as well."""
         if self._is_ours(file_path):
             super().remove(file_path)
         else:
             logger.warning("cache row named the file %r: left alone", file_path)
 
-    def _is_ours(self, filename: object) -> bool:
+    def _is_ours(self, filename: object) -> TypeGuard[str]:
         """True for a name that `filename()` makes and that leads, links followed, to a place inside the directory."""
         if not isinstance(filename, str) or not _FILE.fullmatch(filename):
             return False
@@ -104,7 +105,7 @@ class Store:
     def get(self, key: str) -> str | bytes | None:
         """The value, or None if there is none. Raises CorruptEntry for anything that `put` did not write."""
         try:
-            return self._cache.get(key, retry=True)
+            return cast("str | bytes | None", self._cache.get(key, retry=True))  # `PlainDisk.fetch` sees to it
         except CorruptEntry:
             raise
         except Exception as error:  # sqlite3.DatabaseError, UnicodeDecodeError, ...: damage takes any form

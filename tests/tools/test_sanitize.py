@@ -126,8 +126,8 @@ def test_hostile_text_is_readable_and_harmless(text, safe):
 
 
 def test_hostile_text_takes_linear_time():
-    start = time.perf_counter()
+    start = time.process_time()
     for unit in ("<", "< ", "<|", "</", "<answer ", "<|x", "＜"):
         neutralise(unit * 20_000)
     neutralise("<" + " " * 500_000 + "x")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

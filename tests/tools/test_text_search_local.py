@@ -14,7 +14,7 @@ FACTS = [
     Passage("2", "River of Ban Dab", "the river of Ban Dab is Kel Bub .", "local://2"),
     Passage("3", "Capital of Gon Lib", "the capital of Gon Lib is Deb Kon .", "local://3"),
     Passage("4", "Düsseldorf", "Düsseldorf lies on the Rhine; ships were running there daily.", "local://4"),
-    Passage("5", "C++", "C++ was designed by Bjarne Stroustrup.", "local://5"),
+    Passage("5", "C++", "C++ was designed by Bjarne Stroustrup.", ""),
 ]
 ODD = [
     '"an open quote capital',
@@ -56,7 +56,7 @@ def test_the_matching_fact_comes_first_with_its_text(index):
 def test_english_forms_case_and_accents_match(index):
     tool = LocalTextSearch(index, topk=1)
     assert found(tool, "DUSSELDORF ship run") == ["4"]
-    assert found(tool, "designing c") == ["5"]
+    assert found(tool, "designing c") == [""]
 
 
 @pytest.mark.parametrize("query", ODD)

@@ -60,13 +60,15 @@ def test_the_directory_is_private_even_if_it_was_not(tmp_path):
 @pytest.mark.parametrize("value", [1, None, {"a": 1}, Opens(Path("/nowhere")), bytearray(b"x")])
 def test_other_values_are_not_stored(store, value):
     with pytest.raises(CorruptEntry, match="only str and bytes"):
-        store.put(KEY, value)
+        PlainDisk(str(store.directory)).store(value, False, KEY)
+    with pytest.raises(CorruptEntry, match="only str and bytes"):
+        PlainDisk(str(store.directory)).store(b"a file", True, KEY)
 
 
 @pytest.mark.parametrize("key", ["short", "AB" * 32, f"../{KEY}", f"blob:{KEY}x", 5, ("a", "b")])
 def test_other_keys_are_not_used(store, key):
     with pytest.raises(CorruptEntry, match="a key is a sha256"):
-        store.put(key, "x")
+        PlainDisk(str(store.directory)).put(key)
 
 
 def test_nothing_is_evicted_and_the_memory_map_is_off(store):

@@ -1,4 +1,3 @@
-# ruff: noqa: F722 - jaxtyping writes shapes as strings, which ruff takes for forward references
 """A picture as a vector, without any learned weights.
 
 Two pictures of the same thing should lie close although brightness, noise, encoding and the exact place of a shape
@@ -24,7 +23,7 @@ EDGE_WEIGHT = 3.0
 DIMENSIONS = sum(cells * cells * (3 + 3 + ORIENTATIONS) for cells, _ in LEVELS)
 
 
-def describe(rgb: UInt8[ndarray, "H W 3"]) -> Float[ndarray, " D"]:
+def describe(rgb: UInt8[ndarray, "H W 3"]) -> Float[ndarray, "D"]:
     """A float32 vector of length 1; the scalar product of two is their similarity, 1 for the same picture.
 
     For each cell: mean and spread of each colour channel, and a histogram of edge directions weighted by edge strength

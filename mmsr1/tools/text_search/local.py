@@ -136,5 +136,5 @@ class LocalTextSearch:
 
     def _read(self, address: tantivy.DocAddress) -> tuple[str, ToolItem]:
         stored = self._searcher.doc(address)
-        title, text, url = (stored.get_first(field) for field in ("title", "text", "url"))
-        return stored.get_first("id"), ToolItem(title, text, url)
+        name, title, text, url = (stored[field][0] for field in ("id", "title", "text", "url"))
+        return name, ToolItem(title, text, url)
