@@ -56,6 +56,10 @@ def main(config: Config, output: Path) -> None:
 
 def train(config: Config, run: RunDirectory) -> str:
     """The skeleton: data, policy, tools, engine, module, trainer; then the summary. Returns the final status."""
+    # Before torch: Lightning would set the threads to all cores, and threads of a team that wait must not spin (a busy
+    # machine would then run small operations twenty times slower).
+    os.environ["OMP_NUM_THREADS"] = str(config.trainer.threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     from mmsr1 import assembly

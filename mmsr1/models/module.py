@@ -48,10 +48,15 @@ class PolicyModule(LightningModule):
         self.figures: Mapping[str, float] = {}
 
     def configure_model(self) -> None:
-        """FSDP2: vision blocks and decoder layers each, the wrapper last (its forward holds the log-prob head)."""
-        if any(isinstance(parameter, DTensor) for parameter in self.policy.parameters()):
+        """FSDP2: vision blocks and decoder layers each, the wrapper last (its forward holds the log-prob head).
+
+        A single process has nothing to shard, and pays for nothing: every collective would wake another thread, which
+        on a busy CPU costs ten times the arithmetic of a small model.
+        """
+        ranks = self.device_mesh["data_parallel"]
+        if ranks.size() == 1 or any(isinstance(parameter, DTensor) for parameter in self.policy.parameters()):
             return
-        mesh = {"mesh": self.device_mesh["data_parallel"]}
+        mesh = {"mesh": ranks}
         backbone = self.policy.model.model
         for block in (*backbone.visual.blocks, backbone.visual, *backbone.language_model.layers):
             fully_shard(block, **mesh)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.rewards.advantage import Normalise, make_group
@@ -29,6 +29,7 @@ Figures = Callable[[Sequence[Group]], dict[str, Any]]
 UNTRAINED = ("tool_failure", "engine_failure")
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Where the run is, for people (see `report.progress`)."""
 
@@ -71,7 +72,8 @@ class RolloutCallback(Callback):
     ) -> None:
         self.make_worker, self.buffer, self.validation = make_worker, buffer, validation
         self.sampling, self.rewards = sampling, rewards
-        self.group_size, self.normalise, self.schedule = group_size, normalise, schedule
+        self.group_size, self.schedule = group_size, schedule
+        self.normalise: Normalise = normalise
         self.run, self.figures, self.scorecard, self.progress = run, figures, scorecard, progress
         self.tool_counts = tool_counts
         self.initial: dict[str, Any] = {}
@@ -148,12 +150,13 @@ class RolloutCallback(Callback):
             trainer.logger.log_metrics({f"val/{name}": value for name, value in figures.items()}, step)
         return card
 
-    def _sync(self, pl_module: LightningModule, version: int) -> float:
+    # `module` below is a PolicyModule, but Lightning's hooks promise only a LightningModule.
+    def _sync(self, module: Any, version: int) -> float:
         start = time.perf_counter()
-        self.worker.load_weights(pl_module.full_weights(), version)
+        self.worker.load_weights(module.full_weights(), version)
         return time.perf_counter() - start
 
-    def _log_train(self, trainer: Trainer, module: LightningModule, step: int, seconds: Mapping[str, float]) -> None:
+    def _log_train(self, trainer: Trainer, module: Any, step: int, seconds: Mapping[str, float]) -> None:
         figures: dict[str, Any] = {**module.figures, **seconds}
         if self.buffer is not None:
             figures = {

@@ -33,7 +33,8 @@ from mmsr1.types import Example, Segment, ToolCall, ToolItem, ToolName, ToolResu
 KNOWN, NOT_KNOWN, READ = "I know this flag", "I do not know this flag", "I read the results"
 Part = tuple[str, float]  # text and the loss weight of its tokens
 
-_TEMPLATE, _VALUE, _NOTHING = 1.0, 2.0, 0.0
+# Loss weights. Familiarity and decision are single choices among many certain tokens, so they count more.
+_TEMPLATE, _VALUE, _CHOICE, _NOTHING = 1.0, 2.0, 3.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class Demonstration:
 class WarmupSpec:
     """Shares of the demonstrations and chances of a plan's first action."""
 
-    facts: float = 0.35
-    plans_known: float = 0.25
-    direct_known: float = 0.40
-    direct_unknown: float = 0.15
+    facts: float = 0.33
+    plans_known: float = 0.22
+    direct_known: float = 0.45
+    direct_unknown: float = 0.12
     image_first_known: float = 0.3
     image_first_unknown: float = 0.7
 
@@ -175,8 +176,16 @@ class _Talk:
         self.segments: list[Segment] = list(renderer.first(example))
         self.weights: list[tuple[float, ...] | None] = [None] * len(self.segments)
 
-    def say(self, reason: str, tag: str, content: Sequence[Part], decision: float = _TEMPLATE) -> None:
-        parts = [(f"<reason>{reason}</reason>", _TEMPLATE), (f"<{tag}>", decision), *content, (f"</{tag}>", _TEMPLATE)]
+    def say(self, reason: str, tag: str, content: Sequence[Part], decision: float = _CHOICE) -> None:
+        thought = _CHOICE if decision and reason != READ else _TEMPLATE
+        parts = [
+            ("<reason>", _TEMPLATE),
+            (reason, thought),
+            ("</reason>", _TEMPLATE),
+            (f"<{tag}>", decision),
+            *content,
+            (f"</{tag}>", _TEMPLATE),
+        ]
         for text, weight in parts:
             segment = self.renderer.policy_turn(text)
             self.segments.append(segment)

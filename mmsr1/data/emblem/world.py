@@ -24,12 +24,12 @@ SHIFTED_ATTRIBUTES = ("motto",)
 FACTS = ("capital", "founder", *SEARCH_ATTRIBUTES, *SHIFTED_ATTRIBUTES)
 
 FIRST_SYLLABLES = tuple(
-    "Bam Bel Bor Dax Dev Dun Fal Fim Fob Gad Gim Gur Hab Hev Hol Jad Jik Jud Kal Kem Kov Lam Leb Lud "
-    "Maf Miv Mon Nar Nex Nud Pav Pim Rok Sab Sel Tav Tob Vek Wim Zan".split()  # noqa: SIM905
+    "Bam Bel Bor Dax Dev Dun Fal Fim Fob Gad Gim Gur Hab Hev Hol Jad Jik Jud Kal Kem Kov Lam Leb Lud "  # noqa: SIM905
+    "Maf Miv Mon Nar Nex Nud Pav Pim Rok Sab Sel Tav Tob Vek Wim Zan".split()
 )
 SECOND_SYLLABLES = tuple(
-    "bax bev bil dor dun fek fip gam gos hul jek jom kib kur lam lix mag mep nid nok pag pel pov rab "
-    "rez rix sab sov tam tek tuv vad vim wag wex yol zab zem zik zol".split()  # noqa: SIM905
+    "bax bev bil dor dun fek fip gam gos hul jek jom kib kur lam lix mag mep nid nok pag pel pov rab "  # noqa: SIM905
+    "rez rix sab sov tam tek tuv vad vim wag wex yol zab zem zik zol".split()
 )
 
 
@@ -140,11 +140,14 @@ def image_title(entity: Entity) -> str:
 
 
 def _plan(spec: WorldSpec) -> list[tuple[Knowledge, Split, float]]:
+    even: list[tuple[Knowledge, Split, float, int]] = [
+        ("known", "train", 1.0, spec.known_train),
+        ("known", "heldout", 1.0, spec.known_heldout),
+        ("unknown", "train", 0.0, spec.unknown_train),
+        ("unknown", "heldout", 0.0, spec.unknown_heldout),
+    ]
     graded = np.geomspace(0.02, 0.7, spec.graded) if spec.graded else []
     return [
-        *[("known", "train", 1.0)] * spec.known_train,
-        *[("known", "heldout", 1.0)] * spec.known_heldout,
-        *[("unknown", "train", 0.0)] * spec.unknown_train,
-        *[("unknown", "heldout", 0.0)] * spec.unknown_heldout,
-        *[("graded", "heldout", float(exposure)) for exposure in graded],
+        *((knowledge, split, exposure) for knowledge, split, exposure, count in even for _ in range(count)),
+        *(("graded", "heldout", float(exposure)) for exposure in graded),
     ]

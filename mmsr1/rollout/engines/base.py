@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -51,6 +51,7 @@ class EngineFailure:
     reason: str
 
 
+@runtime_checkable
 class Engine(Protocol):
     async def generate(self, prompt: TokenPrompt, sampling: Sampling) -> Completion | EngineFailure: ...
 
