@@ -2,40 +2,17 @@
 
 import os
 import pickle
-import sqlite3
 import stat
 from pathlib import Path
 
 import pytest
+from cache_helpers import Opens, tamper
 from diskcache import FanoutCache
 
 from mmsr1.tools.store import CorruptEntry, PlainDisk, Store
 
 KEY = "ab" * 32
 LARGE = 100_000  # beyond 32 KiB a value lies in a file of its own
-
-
-class Opens:
-    """Unpickling this creates a file: the canary of every attack below."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def tamper(directory: Path, key: str, **columns: object) -> None:
-    """Change the row of `key` behind the store's back, as somebody with write access can."""
-    changed = 0
-    for database in directory.glob("*/cache.db"):
-        connection = sqlite3.connect(database)
-        with connection:
-            assignments = ", ".join(f"{name} = ?" for name in columns)
-            update = f"UPDATE Cache SET {assignments} WHERE key = ?"
-            changed += connection.execute(update, (*columns.values(), key)).rowcount
-        connection.close()
-    assert changed == 1
 
 
 @pytest.fixture
