@@ -35,7 +35,7 @@ class PolicyFiles:
 
     @property
     def merge(self) -> int:
-        return int(self.model.config.vision_config.spatial_merge_size)
+        return int(self.model.model.visual.spatial_merge_size)
 
 
 def load_policy(path: str, dtype: str, decode: Callable[[Picture], Image]) -> PolicyFiles:

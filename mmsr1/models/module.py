@@ -40,7 +40,7 @@ class PolicyModule(LightningModule):
     def __init__(self, policy: Policy, optim: OptimSpec, freeze_vision: bool) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.policy = policy
+        self.policy = policy.train()
         self.optim = optim
         if freeze_vision:
             for parameter in policy.parameters_by_part()[0]:
@@ -53,14 +53,15 @@ class PolicyModule(LightningModule):
         A single process has nothing to shard, and pays for nothing: every collective would wake another thread, which
         on a busy CPU costs ten times the arithmetic of a small model.
         """
+        if self.device_mesh is None:
+            raise RuntimeError("no device mesh: give the Trainer a ModelParallelStrategy")
         ranks = self.device_mesh["data_parallel"]
         if ranks.size() == 1 or any(isinstance(parameter, DTensor) for parameter in self.policy.parameters()):
             return
-        mesh = {"mesh": ranks}
         backbone = self.policy.model.model
         for block in (*backbone.visual.blocks, backbone.visual, *backbone.language_model.layers):
-            fully_shard(block, **mesh)
-        fully_shard(self.policy, **mesh)
+            fully_shard(block, mesh=ranks)
+        fully_shard(self.policy, mesh=ranks)
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}

@@ -58,7 +58,8 @@ class Policy(nn.Module):
         """Last hidden states; each distinct image is encoded once, whatever the number of its appearances."""
         backbone = self.model.model
         embeds = backbone.language_model.embed_tokens(batch.token_ids)
-        encoded = backbone.get_image_features(batch.pixels, batch.grids).pooler_output
+        # transformers annotates legacy tensor classes, and a tuple that only return_dict=False would give.
+        encoded: tuple[Tensor, ...] = backbone.get_image_features(batch.pixels, batch.grids).pooler_output  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportAssignmentType]
         if len(batch.image_order):
             shown = torch.cat([encoded[index] for index in batch.image_order.tolist()]).to(embeds.dtype)
             embeds = embeds.masked_scatter(batch.image_mask_T[:, None], shown)

@@ -8,7 +8,7 @@ re-tokenised: their sampled ids are spliced in as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mmsr1.rollout.prompts import Prompts, split_template
 from mmsr1.tools.sanitize import neutralise
@@ -102,9 +102,10 @@ class Renderer:
     def _join(self, parts: Sequence[tuple[SegmentKind, Any]]) -> list[Segment]:
         """Segments of (kind, content) parts; neighbouring trusted texts become one piece before tokenising."""
         segments: list[Segment] = []
+        ended: list[tuple[SegmentKind | Literal["end"], Any]] = [*parts, ("end", "")]
         pending = ""
-        for kind, content in [*parts, ("template", None)]:
-            if kind == "template" and content is not None:
+        for kind, content in ended:
+            if kind == "template":
                 pending += content
                 continue
             if pending:
@@ -112,7 +113,7 @@ class Renderer:
                 pending = ""
             if kind == "image":
                 segments.append(Segment("image", self._literal("".join(IMAGE_TOKENS)), True, (content,)))
-            elif content:
+            elif kind != "end" and content:
                 segments.append(self._untrusted(kind, content))
         return segments
 

@@ -59,13 +59,13 @@ def split_template(template: str) -> list[str]:
 
 def load_prompts(name_or_path: str) -> Prompts:
     """Built-in prompts by name (`emblem`, `on_demand`) or from a YAML file. Raises ValueError naming the mistake."""
-    builtin = files(__package__) / f"{name_or_path}.yaml"
+    builtin = files(__name__) / f"{name_or_path}.yaml"
     if builtin.is_file():
         text = builtin.read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
         text = Path(name_or_path).read_text(encoding="utf-8")
     else:
-        names = sorted(Path(str(entry)).stem for entry in files(__package__).iterdir() if entry.name.endswith(".yaml"))
+        names = sorted(Path(str(entry)).stem for entry in files(__name__).iterdir() if entry.name.endswith(".yaml"))
         raise ValueError(f"rollout.prompts: {name_or_path!r} is neither a file nor one of {', '.join(names)}")
     try:
         table = yaml.safe_load(text)
