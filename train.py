@@ -60,6 +60,9 @@ def train(config: Config, run: RunDirectory) -> str:
     # machine would then run small operations twenty times slower).
     os.environ["OMP_NUM_THREADS"] = str(config.trainer.threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from mmsr1.report.quiet import quiet_libraries
+
+    quiet_libraries()
     import torch
 
     from mmsr1 import assembly
@@ -210,5 +213,4 @@ def _report(run: RunDirectory) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     run_command(main)

@@ -7,47 +7,68 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from mmsr1.config import Config, ConfigError, register
+import mmsr1.config as schema
+from mmsr1.config import Config, ConfigError, check, register
+from mmsr1.rollout.prompts import load_prompts
 
-USER_ERRORS = (HydraException, OmegaConfBaseException, ConfigError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ConfigError)
+_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
 def run_command(job: Callable[[Config, Path], None]) -> None:
-    """Compose the configuration of `conf/`, check it against the schema, and call `job(config, run directory)`.
+    """Compose the configuration of `conf/`, check it, and call `job(config, run directory)`.
 
     Exits with 2 for a user's mistake, told in one line; with 130 after an interrupt; other errors keep their traceback.
-    A Hydra multirun (`-m`) runs every job in a fresh process: engine and process groups live as long as theirs.
+    A Hydra multirun (`-m`) runs every job in a fresh process, because engine and process groups live as long as theirs;
+    it exits with 1 if a job failed. `HYDRA_FULL_ERROR=1` shows the traceback of a mistake too.
     """
     register()
+    full_errors = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Hydra's own handler prints several lines and exits with 1; with this set it lets us handle the error.
-    user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     conf = str(Path(sys.argv[0]).resolve().parent / "conf")
+    failed: list[Path] = []
 
     @hydra.main(version_base="1.3", config_path=conf, config_name="config")
     def task(raw: DictConfig) -> None:
-        hydra_config = HydraConfig.get()
-        if hydra_config.mode == RunMode.MULTIRUN:
-            _in_own_process(list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
+        settings = HydraConfig.get()
+        output = Path(settings.runtime.output_dir)
+        if settings.mode == RunMode.MULTIRUN:
+            failed.extend(_in_own_process(list(settings.overrides.task), output))
             return
-        config: Any = OmegaConf.to_object(raw)
-        job(config, Path(hydra_config.runtime.output_dir))
+        with _mistakes_in_one_line(full_errors, output):  # here already: Hydra would announce what reaches it
+            job(checked(raw), output)
 
-    try:
+    with _mistakes_in_one_line(full_errors):
         task()
+    if failed:
+        sys.exit(1)
+
+
+@contextmanager
+def _mistakes_in_one_line(full_errors: bool, output: Path | None = None) -> Iterator[None]:
+    """Refuse what raises a user's error; Hydra's empty folder for the run goes too."""
+    try:
+        yield
     except USER_ERRORS as error:
-        if user_wants_traceback:
+        if output is not None:
+            _remove_empty(output)
+        if full_errors:
             raise
         refuse(explain(error))
     except KeyboardInterrupt:
@@ -60,47 +81,114 @@ def refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def checked(raw: DictConfig) -> Config:
+    """The typed configuration. Raises ConfigError for a value that makes no sense or a file that is not there."""
+    config: Any = OmegaConf.to_object(raw)
+    _check_keys(config)
+    _check_files(config)
+    return config
+
+
+def _check_keys(node: Any, prefix: str = "") -> None:
+    """Hydra's `+key=value` adds keys that the schema does not know; nothing would ever read them."""
+    for name, value in vars(node).items():
+        known = name in {field.name for field in fields(node)}
+        check(known, f"{prefix}{name}", value, f"there is no such key{_hint(name)}")
+        if is_dataclass(value):
+            _check_keys(value, f"{prefix}{name}.")
+
+
+def _check_files(config: Config) -> None:
+    """What the configuration names is there; quick, so that a mistake shows before anything heavy is imported."""
+    for key in ("train_path", "val_path"):
+        if path := getattr(config.data, key):
+            check(Path(path).is_file(), f"data.{key}", path, "no such file; give a parquet file in the FVQA format")
+            with Path(path).open("rb") as file:
+                check(file.read(4) == b"PAR1", f"data.{key}", path, "give a parquet file in the FVQA format")
+    if path := config.model.path:
+        found = Path(path, "config.json").is_file() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)
+        check(bool(found), "model.path", path, "no model there; give a Hugging Face folder or a hub id")
+    try:
+        load_prompts(config.rollout.prompts)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def explain(error: Exception) -> str:
     """A composition error in one line: key, value received, remedy."""
     text = str(error)
+    if isinstance(error, ConfigError | YAMLError):
+        return text
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not understood; write key=value, a value with special characters as 'key=\"value\"'"
     if isinstance(error, MissingConfigException) and (missing := re.search(r"Could not find '([^']+)'", text)):
         group, _, option = missing[1].rpartition("/")
         options = _options(text)
-        near = difflib.get_close_matches(option, options, n=1)
+        near = _near(option, options)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{group or 'config'}={option}: there is no such option; {hint}available: {', '.join(options) or 'none'}"
-    if unknown := re.search(r"Key '([^']+)' (?:is not in struct|not in '(\w+)')", text):
-        full = re.search(r"full_key: (\S+)", text)
-        key = full[1] if full else unknown[1]
-        override = re.search(r"Could not override '([^']+)'", text)
-        value = next((arg.partition("=")[2] for arg in sys.argv[1:] if arg.lstrip("+").startswith(f"{key}=")), None)
-        received = f"={value}" if value is not None else ""
-        near = difflib.get_close_matches((override[1] if override else key).rpartition(".")[2], _keys(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; --cfg job prints the keys there are"
-        return f"{key}{received}: there is no such key{hint}"
     if group := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"{group[1]}: no such config group; --help lists them (experiment and study need a leading +)"
-    if isinstance(error, OmegaConfBaseException) and (full := getattr(error, "full_key", None)):
-        return f"{full}: {text.splitlines()[0]}"
-    return text
+        return f"{_as_typed(group[1])}: no such config group; --help lists them (experiment and study need a leading +)"
+    if group := re.search(r"Multiple values for (\w+)", text):
+        return f"{_as_typed(group[1])}: the group has a default already; leave out the +"
+    return _explain_value(text, str(error.__cause__ or error))
+
+
+def _explain_value(text: str, detail: str) -> str:
+    """A key that the schema does not have or a value that it does not take; `detail` is OmegaConf's message."""
+    full = re.search(r"full_key: (\S+)", detail)
+    if full is None:
+        return text
+    value, file = re.search(r"Value '(.*?)' of type", detail), re.match(r"In '([^']+)'", text)
+    subject = f"{full[1]}={value[1]}" if value else _as_typed(full[1])
+    where = f" (in conf/{file[1]}.yaml)" if file else ""
+    if re.search(r"Key '[^']*' (is )?not in", detail):
+        return f"{subject}: there is no such key{where}{_hint(full[1].rpartition('.')[2])}"
+    if wanted := re.search(r"could not be converted to (\w+)", detail):
+        return f"{subject}: must be {_KINDS.get(wanted[1], wanted[1])}{where}"
+    if "is not Optional" in detail:
+        return f"{subject}: needs a value{where}"
+    return f"{subject}: {detail.splitlines()[0]}{where}"
+
+
+def _as_typed(key: str) -> str:
+    """`key=value` if it was given on the command line, else the key."""
+    return next((arg.lstrip("+~") for arg in sys.argv[1:] if arg.lstrip("+~").startswith(f"{key}=")), key)
 
 
 def _options(text: str) -> list[str]:
+    """What Hydra lists as the options of a group, without our schemas."""
     _, _, listed = text.partition("Available options in")
-    return [line.strip() for line in listed.splitlines()[1:] if line.startswith("\t")]
+    lines = takewhile(lambda line: line.startswith("\t"), listed.splitlines()[1:])
+    return [line.strip() for line in lines if not line.endswith("schema")]
 
 
-def _keys() -> list[str]:
-    """Every key name of the schema, for "did you mean"."""
-    from dataclasses import fields
-
-    import mmsr1.config as schema
-
-    classes = [c for c in vars(schema).values() if isinstance(c, type) and hasattr(c, "__dataclass_fields__")]
-    return sorted({field.name for c in classes for field in fields(c)})
+def _hint(name: str) -> str:
+    """For a key that is not there. The candidates are the key names of the whole schema."""
+    classes = [value for value in vars(schema).values() if isinstance(value, type) and is_dataclass(value)]
+    near = _near(name, [field.name for c in classes for field in fields(c)])
+    return f"; did you mean {near[0]}?" if near else "; --cfg job prints the keys there are"
 
 
-def _in_own_process(overrides: list[str], output_dir: Path) -> None:
-    command = [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={output_dir}"]
-    if status := subprocess.run(command, check=False).returncode:
-        sys.stderr.write(f"job {output_dir} ended with status {status}; the sweep goes on\n")
+def _near(name: str, options: list[str]) -> list[str]:
+    return difflib.get_close_matches(name, options, n=1)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder, and those above it within the working directory, as far as they are empty."""
+    here = Path.cwd()
+    try:
+        folder.rmdir()
+        while (folder := folder.parent) != here and folder.is_relative_to(here):
+            folder.rmdir()
+    except OSError:
+        return
+
+
+def _in_own_process(overrides: list[str], output: Path) -> list[Path]:
+    """Run one job of a sweep; returns its folder if it failed."""
+    command = [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={output}"]
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        sys.stderr.write(f"job {output} ended with status {status}; the sweep goes on\n")
+    return [output] if status else []

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _SECONDS = ("rollout", "train", "sync", "validation")
+_LINES = 50
 _CLOSING = (
     ("accuracy", "accuracy"),
     ("reward", "reward"),
@@ -41,6 +42,7 @@ class RunProgress:
         self._task = self._bar.add_task("run", total=steps, phase="")
         self._phase, self._done, self._total = "", 0, 1
         self._shown = 0.0
+        self._every = max(1, steps // _LINES)
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -50,7 +52,7 @@ class RunProgress:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, phase: str, total: int) -> None:
         self._phase, self._done, self._total = phase, 0, total
@@ -62,9 +64,11 @@ class RunProgress:
             self._refresh()
 
     def show(self, split: str, step: int, figures: Mapping[str, Any]) -> None:
-        """One line for a finished step or validation."""
+        """One line for a finished step or validation; of a long run, only some steps."""
         if split == "train":
             self._bar.update(self._task, completed=step)
+            if step % self._every and step != 1:
+                return
         named = [
             ("reward", "reward"),
             ("acc", "accuracy"),

@@ -6,9 +6,11 @@ on_train_batch_end:   weights -> engine; metrics, episodes, validation, checkpoi
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mmsr1.models.buffer import RolloutBuffer
@@ -182,10 +184,22 @@ class RolloutCallback(Callback):
         """After the sync, so that a resumed run starts from weights that the engine has had."""
         folder = self.run.path / "checkpoints"
         if step % self.schedule.checkpoint_every == 0 or step == trainer.num_training_batches:
-            trainer.save_checkpoint(folder / "last")
+            _save(trainer, folder, "last")
         if validated and self.final["reward"] > self._best:
             self._best = self.final["reward"]
-            trainer.save_checkpoint(folder / "best")
+            _save(trainer, folder, "best")
+
+
+def _save(trainer: Trainer, folder: Path, name: str) -> None:
+    """Write beside the old checkpoint, then swap: a kill leaves the old one, the new one, or `.name.old`."""
+    fresh, old = folder / f".{name}.new", folder / f".{name}.old"
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    trainer.save_checkpoint(fresh, weights_only=False)
+    if (folder / name).exists():
+        (folder / name).rename(old)
+    fresh.rename(folder / name)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _tool_failed(episode: Episode) -> bool:

@@ -30,11 +30,13 @@ from mmsr1.data.emblem.world import (
 from mmsr1.rollout.renderer import Renderer
 from mmsr1.types import Example, Segment, ToolCall, ToolItem, ToolName, ToolResult
 
-KNOWN, NOT_KNOWN, READ = "I know this flag", "I do not know this flag", "I read the results"
+KNOWN, NOT_KNOWN = "I know this flag", "I do not know this flag"
 Part = tuple[str, float]  # text and the loss weight of its tokens
 
-# Loss weights. Familiarity and decision are single choices among many certain tokens, so they count more.
-_TEMPLATE, _VALUE, _CHOICE, _NOTHING = 1.0, 2.0, 3.0, 0.0
+# Loss weights. What is thought of the flag and what is done are single choices among many certain tokens, so they count
+# more; in fact demonstrations, all of known places, the thought counts less: it would teach that places are known.
+_TEMPLATE, _VALUE, _CHOICE, _FACT_THOUGHT, _NOTHING = 1.0, 2.0, 3.0, 0.3, 0.0
+READ: Part = ("I read the results", _TEMPLATE)
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Demonstration:
 class WarmupSpec:
     """Shares of the demonstrations and chances of a plan's first action."""
 
-    facts: float = 0.33
-    plans_known: float = 0.22
+    facts: float = 0.58  # short conversations: over half of them, a quarter of the tokens
+    plans_known: float = 0.17
     direct_known: float = 0.45
     direct_unknown: float = 0.12
     image_first_known: float = 0.3
@@ -113,14 +115,15 @@ class Demonstrator:
     def _fact(self, entity: Entity, rng: np.random.Generator) -> Demonstration:
         attribute = str(rng.choice(FREE_ATTRIBUTES))
         talk = _Talk(self.renderer, ask(entity, attribute, "warmup", rng, Jitter()))
-        talk.say(KNOWN, "answer", [(f" {entity.value(attribute)}", _VALUE)], decision=_NOTHING)
+        value: Part = (f" {entity.value(attribute)}", _VALUE)
+        talk.say((KNOWN, _FACT_THOUGHT), "answer", [value], decision=_NOTHING)
         return talk.demonstration()
 
     def _plan(self, entity: Entity, attribute: str, known: bool, rng: np.random.Generator) -> Demonstration:
         """Direct, image first or text first; then what follows sensibly from it."""
         taught = known and attribute in FREE_ATTRIBUTES
         talk = _Talk(self.renderer, ask(entity, attribute, "warmup", rng, Jitter()))
-        reason = KNOWN if known else NOT_KNOWN
+        reason: Part = (KNOWN if known else NOT_KNOWN, _CHOICE)
         value: Part = (f" {entity.value(attribute)}", _VALUE)
         guess: Part = (f" {draw_word(rng)}", _NOTHING)
         image_first = self.spec.image_first_known if known else self.spec.image_first_unknown
@@ -143,7 +146,7 @@ class Demonstrator:
             talk.say(READ, "answer", [guess])
         return talk.demonstration()
 
-    def _by_image(self, talk: _Talk, reason: str, entity: Entity, rng: np.random.Generator, last: bool) -> None:
+    def _by_image(self, talk: _Talk, reason: Part, entity: Entity, rng: np.random.Generator, last: bool) -> None:
         talk.say(reason, "search", [("<img>", _TEMPLATE)])
         others = [self.world.fresh(rng) for _ in range(self.image_items - 1)]
         items = [
@@ -153,7 +156,7 @@ class Demonstrator:
         talk.hear("image_search", items, last)
 
     def _by_text(
-        self, talk: _Talk, reason: str, place: Entity, attribute: str, name: Part, rng: np.random.Generator, last: bool
+        self, talk: _Talk, reason: Part, place: Entity, attribute: str, name: Part, rng: np.random.Generator, last: bool
     ) -> None:
         talk.say(reason, "text_search", [(f"{attribute} of", _TEMPLATE), name])
         if name[1] == _NOTHING:  # a wrong name: what matches is the attribute, of other places
@@ -176,11 +179,10 @@ class _Talk:
         self.segments: list[Segment] = list(renderer.first(example))
         self.weights: list[tuple[float, ...] | None] = [None] * len(self.segments)
 
-    def say(self, reason: str, tag: str, content: Sequence[Part], decision: float = _CHOICE) -> None:
-        thought = _CHOICE if decision and reason != READ else _TEMPLATE
+    def say(self, reason: Part, tag: str, content: Sequence[Part], decision: float = _CHOICE) -> None:
         parts = [
             ("<reason>", _TEMPLATE),
-            (reason, thought),
+            reason,
             ("</reason>", _TEMPLATE),
             (f"<{tag}>", decision),
             *content,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from mmsr1.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.logprobs import LogprobsOnePosition
     from vllm.outputs import RequestOutput
 
 BAN = -100.0  # the strongest bias that vLLM takes
@@ -78,9 +79,12 @@ class VllmCore:
         if aborts:
             self.engine.abort_request(list(aborts))
             self._running.difference_update(aborts)
-        outcomes = [(request.id, failure) for request in arrivals if (failure := self._admit(request)) is not None]
+        outcomes: list[tuple[str, Outcome]] = [
+            (request.id, failure) for request in arrivals if (failure := self._admit(request)) is not None
+        ]
         while self._running and not outcomes:
-            outcomes = [(output.request_id, self._complete(output)) for output in self.engine.step() if output.finished]
+            outputs = cast("list[RequestOutput]", self.engine.step())  # the other kind belongs to pooling models
+            outcomes = [(output.request_id, self._complete(output)) for output in outputs if output.finished]
             self._running.difference_update(name for name, _ in outcomes)
             if interrupted():
                 break
@@ -109,7 +113,8 @@ class VllmCore:
             self.engine.abort_request([request.id])
             return EngineFailure(f"request refused: {error}")
         # Spelling out each log-prob's token, which nobody reads, would take a quarter of the time of a rollout.
-        self.engine.output_processor.request_states[name].logprobs_processor.tokenizer = None
+        processor = self.engine.output_processor.request_states[name].logprobs_processor
+        processor.tokenizer = None  # pyright: ignore[reportOptionalMemberAccess]  (None only for pooling models)
         self._running.add(request.id)
         return None
 
@@ -135,7 +140,8 @@ class VllmCore:
         if sample.finish_reason not in ("stop", "length"):
             return EngineFailure(f"vLLM ended the request: {sample.finish_reason}")
         ids = tuple(sample.token_ids)
-        logprobs = tuple(entry[token].logprob for token, entry in zip(ids, sample.logprobs, strict=True))
+        entries = cast("list[LogprobsOnePosition]", sample.logprobs)  # `_params` asks for them
+        logprobs = tuple(entry[token].logprob for token, entry in zip(ids, entries, strict=True))
         return Completion(ids, logprobs, sample.finish_reason, self._version)
 
 

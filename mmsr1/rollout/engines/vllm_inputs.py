@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from mmsr1.rollout.engines.base import TokenPrompt
 from mmsr1.tools.pictures import decode
@@ -64,13 +64,13 @@ class PromptBuilder:
             raise ValueError(f"{len(pads)} images, more than the {self._images_per_prompt} allowed per prompt")
         if not pads:
             return tokens_input(list(prompt.token_ids))
-        images = [self._processed(picture) for picture in prompt.images]
+        images = [self._processed(picture, prompt.token_ids[pads[0]]) for picture in prompt.images]
         ids: list[int] = []
         ranges, start = [], 0
         for pad, image in zip(pads, images, strict=True):
             ids += prompt.token_ids[start:pad]
             ranges.append(PlaceholderRange(offset=len(ids), length=image.placeholders))
-            ids += [self._image_token] * image.placeholders
+            ids += [prompt.token_ids[pad]] * image.placeholders
             start = pad + 1
         ids += prompt.token_ids[start:]
         return mm_input(
@@ -80,22 +80,24 @@ class PromptBuilder:
             {"image": ranges},
         )
 
-    def _processed(self, picture: Picture) -> ProcessedImage:
+    def _processed(self, picture: Picture, image_token: int) -> ProcessedImage:
         if picture.digest in self._cached:
             self._cached.move_to_end(picture.digest)
             return self._cached[picture.digest]
-        image = self._cached[picture.digest] = self._process(picture)
+        image = self._cached[picture.digest] = self._process(picture, image_token)
         self._bytes += image.bytes
         while self._bytes > self._cache_bytes and len(self._cached) > 1:
             self._bytes -= self._cached.popitem(last=False)[1].bytes
         return image
 
-    def _process(self, picture: Picture) -> ProcessedImage:
-        tokens = {
-            "prompt_token_ids": [self._image_token],
-            "multi_modal_data": {"image": [decode(picture)]},
-            "multi_modal_uuids": {"image": [picture.digest]},
-        }
-        (rendered,) = self._renderer.render_cmpl([tokens])
+    def _process(self, picture: Picture, image_token: int) -> ProcessedImage:
+        from vllm.inputs import TokensPrompt
+
+        tokens = TokensPrompt(
+            prompt_token_ids=[image_token],
+            multi_modal_data={"image": [decode(picture)]},
+            multi_modal_uuids={"image": [picture.digest]},
+        )
+        (rendered,) = cast("list[Any]", self._renderer.render_cmpl([tokens]))  # one of many kinds: the multimodal one
         (fields,), (place,) = rendered["mm_kwargs"]["image"], rendered["mm_placeholders"]["image"]
         return ProcessedImage(fields, place.length, sum(tensor.nbytes for tensor in fields.get_data().values()))

@@ -13,7 +13,7 @@ log-probs by a few hundredths to tenths as soon as the tower is trained: vLLM#44
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ def load_weights(engine: LLMEngine, tensors: Iterable[tuple[str, Tensor]]) -> No
     """
     model_config, vllm_config = engine.model_config, engine.vllm_config
 
-    def reload(model: nn.Module) -> None:
+    def reload(model: Any) -> None:  # an nn.Module with vLLM's `load_weights`
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -60,7 +60,7 @@ def _half_loaded(model: nn.Module) -> list[str]:
     names = []
     for name, layer in model.named_modules():
         info = get_layerwise_info(layer)
-        unfinished = info.can_load() and 0 < info.load_numel < info.load_numel_total
+        unfinished = info.can_load() and 0 < info.load_numel < (info.load_numel_total or 0)
         if unfinished and not isinstance(layer, VocabParallelEmbedding):
             names.append(name)
     return names

@@ -39,7 +39,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self)):
-            found = {part[1:-1] for part in split_template(getattr(self, name)) if part.startswith("{")}
+            found = {slot[1:-1] for slot in _SLOT.findall(getattr(self, name))}
             unknown, missing = found - _SLOTS.get(name, set()), _REQUIRED.get(name, set()) - found
             if unknown or missing:
                 raise ValueError(
@@ -58,24 +58,28 @@ def split_template(template: str) -> list[str]:
 
 
 def load_prompts(name_or_path: str) -> Prompts:
-    """Built-in prompts by name (`emblem`, `on_demand`) or from a YAML file. Raises ValueError naming the mistake."""
+    """Built-in prompts by name (`emblem`, `on_demand`) or from a YAML file.
+
+    Raises ValueError that names the mistake in one line.
+    """
     builtin = files(__name__) / f"{name_or_path}.yaml"
     if builtin.is_file():
         text = builtin.read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
+        text = Path(name_or_path).read_bytes()
     else:
         names = sorted(Path(str(entry)).stem for entry in files(__name__).iterdir() if entry.name.endswith(".yaml"))
-        raise ValueError(f"rollout.prompts: {name_or_path!r} is neither a file nor one of {', '.join(names)}")
+        raise ValueError(f"rollout.prompts={name_or_path}: neither a file nor one of {', '.join(names)}")
     try:
         table = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"rollout.prompts: {name_or_path} is not valid YAML: {error}") from error
+        raise ValueError(f"rollout.prompts={name_or_path}: not valid YAML: {' '.join(str(error).split())}") from error
     wanted = {f.name for f in fields(Prompts)}
     if not isinstance(table, dict) or set(table) != wanted:
         got = set(table) if isinstance(table, dict) else set()
         raise ValueError(
-            f"rollout.prompts: {name_or_path} lacks keys {sorted(wanted - got)}, "
-            f"has unknown keys {sorted(got - wanted)}"
+            f"rollout.prompts={name_or_path}: lacks keys {sorted(wanted - got)}, has unknown keys {sorted(got - wanted)}"
         )
-    return Prompts(**{key: str(value) for key, value in table.items()})
+    if not_text := [key for key, value in table.items() if not isinstance(value, str)]:
+        raise ValueError(f"rollout.prompts={name_or_path}: {not_text} must be texts; quote them (\"\" for none)")
+    return Prompts(**table)
