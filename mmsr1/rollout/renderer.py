@@ -155,7 +155,8 @@ def _item_slots(index: int, item: ToolItem) -> dict[str, list[tuple[SegmentKind,
 
 def _fill(template: str, slots: dict[str, list[tuple[SegmentKind, Any]]]) -> Iterator[tuple[SegmentKind, Any]]:
     for piece in split_template(template):
-        if piece.startswith("{") and piece[1:-1] in slots:
-            yield from slots[piece[1:-1]]
+        slot = piece[1:-1]
+        if piece == f"{{{slot}}}" and slot in slots:
+            yield from slots[slot]
         else:
             yield "template", piece

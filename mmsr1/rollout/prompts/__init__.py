@@ -76,7 +76,7 @@ def load_prompts(name_or_path: str) -> Prompts:
         raise ValueError(f"rollout.prompts={name_or_path}: not valid YAML: {' '.join(str(error).split())}") from error
     wanted = {f.name for f in fields(Prompts)}
     if not isinstance(table, dict) or set(table) != wanted:
-        got = set(table) if isinstance(table, dict) else set()
+        got = set(map(str, table)) if isinstance(table, dict) else set()
         raise ValueError(
             f"rollout.prompts={name_or_path}: lacks keys {sorted(wanted - got)}, has unknown keys {sorted(got - wanted)}"
         )
