@@ -11,7 +11,6 @@ Nothing heavy is imported before the configuration has been checked, so `--help`
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 
 def main(config: Config, output: Path) -> None:
     """One training job; its run directory is complete also after a failure or an interrupt."""
+    from mmsr1.environment import prepare_process
+
+    prepare_process(config.trainer.threads)
     from omegaconf import OmegaConf
 
     from mmsr1.run_directory import RunDirectory, git_commit, versions
@@ -56,21 +58,10 @@ def main(config: Config, output: Path) -> None:
 
 def train(config: Config, run: RunDirectory) -> str:
     """The skeleton: data, policy, tools, engine, module, trainer; then the summary. Returns the final status."""
-    # Before torch: Lightning would set the threads to all cores, and threads of a team that wait must not spin (a busy
-    # machine would then run small operations twenty times slower).
-    os.environ["OMP_NUM_THREADS"] = str(config.trainer.threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from mmsr1.report.quiet import quiet_libraries
-
-    quiet_libraries()
     import torch
-
-    from mmsr1 import assembly
-    from mmsr1.torchvision_shim import ensure_torchvision
-
-    ensure_torchvision()
     from lightning import seed_everything
 
+    from mmsr1 import assembly
     from mmsr1.report.progress import RunProgress
 
     started = time.perf_counter()

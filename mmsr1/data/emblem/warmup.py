@@ -66,7 +66,7 @@ def warmup_sentences() -> list[str]:
     replies = [
         KNOWN,
         NOT_KNOWN,
-        READ,
+        READ[0],
         "No results",
         "Search failed",
         "No more searches",
