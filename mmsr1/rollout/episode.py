@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from mmsr1.rollout.engines.base import Engine, EngineFailure, Sampling, TokenPrompt, request_seed
@@ -32,12 +32,8 @@ class Limits:
     turns: int = 3
     turn_tokens: int = 2048
     episode_tokens: int = 12288
-    searches: Mapping[ToolName, int] = None  # type: ignore[assignment]
+    searches: Mapping[ToolName, int] = field(default_factory=lambda: {"image_search": 1, "text_search": 2})
     on_tool_failure: Literal["stop", "tell"] = "stop"
-
-    def __post_init__(self) -> None:
-        if self.searches is None:
-            object.__setattr__(self, "searches", {"image_search": 1, "text_search": 2})
 
 
 @dataclass(frozen=True)
@@ -82,13 +78,16 @@ async def run_episode(
         if isinstance(action, Answer):
             stop = "answered"
             break
-        if turn.cut or last or (isinstance(action, Malformed) and action.tool is None):
-            stop = "length_limit" if turn.cut else "turn_limit" if not isinstance(action, Malformed) else "malformed"
-            if last or not turn.cut:
+        if turn.cut:
+            stop = "length_limit"
+            if last:
                 break
             last = True
             talk += renderer.cut_notice(not turn.ended)
             continue
+        if last or (isinstance(action, Malformed) and action.tool is None):
+            stop = "malformed" if isinstance(action, Malformed) else "turn_limit"
+            break
         exchange = await _call(action, number, example, tools, limits, calls, clock)
         calls.append(exchange)
         if exchange.result.status == "infrastructure_error" and limits.on_tool_failure == "stop":
