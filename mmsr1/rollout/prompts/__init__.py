@@ -77,9 +77,8 @@ def load_prompts(name_or_path: str) -> Prompts:
     wanted = {f.name for f in fields(Prompts)}
     if not isinstance(table, dict) or set(table) != wanted:
         got = set(map(str, table)) if isinstance(table, dict) else set()
-        raise ValueError(
-            f"rollout.prompts={name_or_path}: lacks keys {sorted(wanted - got)}, has unknown keys {sorted(got - wanted)}"
-        )
+        lacks, unknown = sorted(wanted - got), sorted(got - wanted)
+        raise ValueError(f"rollout.prompts={name_or_path}: lacks keys {lacks}, has unknown keys {unknown}")
     if not_text := [key for key, value in table.items() if not isinstance(value, str)]:
         raise ValueError(f"rollout.prompts={name_or_path}: {not_text} must be texts; quote them (\"\" for none)")
     return Prompts(**table)
