@@ -133,8 +133,11 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any) -> tuple[Polic
             algorithm.gap_limit,
             frozen,
         )
-    # One item is one step, already a batch.
-    return module, buffer, DataLoader(data, batch_size=None, shuffle=False)
+    # One item is one step, already a batch. Workers are spawned: this process has threads, which a fork would lose.
+    workers = config.trainer.data_workers
+    context = "spawn" if workers else None
+    loader = DataLoader(data, batch_size=None, shuffle=False, num_workers=workers, multiprocessing_context=context)
+    return module, buffer, loader
 
 
 def _trainer(config: Config, run_path: Path, callback: RolloutCallback) -> Trainer:

@@ -179,12 +179,15 @@ def optim_spec(algorithm: GrpoConfig | SftConfig, steps: int) -> OptimSpec:
 
 
 class WarmupData(Dataset[Demonstrations]):
-    """Demonstrations for each step, drawn afresh: a pure function of the seed and the step."""
+    """Demonstrations for each step, drawn afresh: a pure function of the seed and the step.
+
+    Holds no model, so that a worker process can draw them while the trainer computes.
+    """
 
     def __init__(self, config: Config, files: PolicyFiles) -> None:
         tools = config.tools
-        self._files, self._seed = files, config.seed
-        self._batch, self._steps = config.algorithm.batch_size, config.trainer.max_steps
+        self._patches, self._image_token, self._merge = files.patches, files.image_token, files.merge
+        self._seed, self._batch, self._steps = config.seed, config.algorithm.batch_size, config.trainer.max_steps
         self._draw = Demonstrator(
             World(world_spec(config)),
             renderer(config, files),
@@ -203,10 +206,8 @@ class WarmupData(Dataset[Demonstrations]):
             raise IndexError(step)
         rng = np.random.default_rng([self._seed, 13, step])
         shown = [self._draw.one(rng) for _ in range(self._batch)]
-        files = self._files
-        return Demonstrations(
-            step, [flatten(d.segments, files.patches, files.image_token, files.merge, d.weights) for d in shown]
-        )
+        laid_out = [flatten(d.segments, self._patches, self._image_token, self._merge, d.weights) for d in shown]
+        return Demonstrations(step, laid_out)
 
 
 def starting_weights(config: Config, files: PolicyFiles, run: Path) -> Path:

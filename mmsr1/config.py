@@ -224,6 +224,7 @@ class TrainerConfig:
     devices: int = MISSING
     num_nodes: int = MISSING
     threads: int = MISSING
+    data_workers: int = MISSING
     max_steps: int = MISSING
     val_every: int = MISSING
     checkpoint_every: int = MISSING
@@ -231,6 +232,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         one_of("trainer.accelerator", self.accelerator, "cpu", "cuda")
+        check(self.data_workers >= 0, "trainer.data_workers", self.data_workers, "must be 0 or more")
         for name in ("devices", "num_nodes", "max_steps", "val_every", "checkpoint_every", "episodes_every"):
             check(getattr(self, name) > 0, f"trainer.{name}", getattr(self, name), "must be positive")
 
