@@ -78,7 +78,7 @@ class GapMeter:
     def check(self, limit: float | None) -> None:
         """Raises ContractError if the largest gap exceeds `limit` (nats); None only reports."""
         largest = self.figures().get("logprob_gap_max", 0.0)
-        if limit is not None and largest > limit:
+        if limit is not None and not largest <= limit:  # NaN too
             raise ContractError(
                 f"log-probs of engine and trainer differ by up to {largest:.2g} nats, limit {limit:g} "
                 f"({dict(self.figures())}): weights, caches or positions are out of step (algorithm.gap_limit)"
