@@ -73,7 +73,8 @@ async def run_episode(
         if turn.failure is not None:
             stop = "engine_failure"
             break
-        turns.append(turn.text)
+        if turn.segments:  # none if the conversation leaves no room for a turn
+            turns.append(turn.text)
         action = parse_turn(turn.text)
         if isinstance(action, Answer):
             stop = "answered"
@@ -83,18 +84,18 @@ async def run_episode(
             if last:
                 break
             last = True
-            talk += renderer.cut_notice(not turn.ended)
-            continue
-        if last or (isinstance(action, Malformed) and action.tool is None):
+            heard = renderer.cut_notice(not turn.ended)
+        elif last or (isinstance(action, Malformed) and action.tool is None):
             stop = "malformed" if isinstance(action, Malformed) else "turn_limit"
             break
-        exchange = await _call(action, number, example, tools, limits, calls, clock)
-        calls.append(exchange)
-        if exchange.result.status == "infrastructure_error" and limits.on_tool_failure == "stop":
-            stop = "tool_failure"
-            break
-        last = number + 2 >= limits.turns
-        heard, last = _hear(exchange, example, renderer, talk, limits, not turn.ended, last)
+        else:
+            exchange = await _call(action, number, example, tools, limits, calls, clock)
+            calls.append(exchange)
+            if exchange.result.status == "infrastructure_error" and limits.on_tool_failure == "stop":
+                stop = "tool_failure"
+                break
+            last = number + 2 >= limits.turns
+            heard, last = _hear(exchange, example, renderer, talk, limits, not turn.ended, last)
         if renderer.length(talk) + renderer.length(heard) + limits.turn_tokens > limits.episode_tokens:
             stop = "length_limit"  # not even the bare notice fits beside a last turn
             break

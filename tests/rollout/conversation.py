@@ -83,22 +83,25 @@ class TokenEngine:
     """Says the turns it is given, token by token, and stops as vLLM does.
 
     A turn is tokenised once, as a model would sample it. A call gives its next tokens: up to the first one that
-    completes a stop string, a control token, `max_tokens` or the turn's end.
+    completes a stop string, the end-of-turn token, `max_tokens` or the turn's end. A prompt that ends with what was
+    given last asks for more of the same turn, any other for the next one.
     """
 
     def __init__(self, tokenizer: Any, turns: Sequence[str]) -> None:
         self.turns = [tokenizer(turn, add_special_tokens=False)["input_ids"] for turn in turns]
         self.given: list[tuple[int, ...]] = []
         self.calls: list[tuple[TokenPrompt, Sampling]] = []
-        self._tokenizer, self._rest = tokenizer, [list(turn) for turn in self.turns]
+        self._tokenizer, self._waiting = tokenizer, iter(self.turns)
+        self._rest: list[int] = []
 
     async def generate(self, prompt: TokenPrompt, sampling: Sampling) -> Completion | EngineFailure:
         self.calls.append((prompt, sampling))
-        turn = next(rest for rest in self._rest if rest)
+        if not self.given or prompt.token_ids[-len(self.given[-1]) :] != self.given[-1]:
+            self._rest = list(next(self._waiting))
         said: list[int] = []
         finish = "length"
-        while turn and len(said) < sampling.max_tokens:
-            said.append(turn.pop(0))
+        while self._rest and len(said) < sampling.max_tokens:
+            said.append(self._rest.pop(0))
             text = self._tokenizer.decode(said, clean_up_tokenization_spaces=False)
             if any(stop in text for stop in sampling.stop) or said[-1] == self._tokenizer.eos_token_id:
                 finish = "stop"
