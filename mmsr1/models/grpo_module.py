@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -60,6 +61,10 @@ class GRPOModule(PolicyModule):
         # The reference stands outside the module tree: it is never trained, sharded or saved.
         self._reference = [copy.deepcopy(policy).requires_grad_(False)] if loss.kl_weight > 0 else []
 
+    def on_fit_start(self) -> None:
+        for reference in self._reference:
+            reference.to(self.device)
+
     def training_step(self, prompts: StepPrompts, index: int) -> None:
         groups = self.buffer.take(prompts.step)
         gap = GapMeter()
@@ -99,8 +104,9 @@ class GRPOModule(PolicyModule):
     def _mini_batches(self, groups: Sequence[Group]) -> list[list[Batch]]:
         """Packed micro-batches by mini-batch, without the groups and episodes that carry no gradient."""
         useful = [group for group in groups if not group.all_equal]
-        share = -(-len(useful) // self.mini_batches) or 1
-        minis = [useful[i : i + share] for i in range(0, len(useful), share)]
+        count = min(self.mini_batches, len(useful))
+        ends = [-(-len(useful) * i // count) for i in range(count + 1)] if count else []
+        minis = [useful[start:end] for start, end in pairwise(ends)]
         return [self._pack([scored for group in mini for scored in self._lay_out(group)]) for mini in minis]
 
     def _lay_out(self, group: Group) -> list[Scored]:

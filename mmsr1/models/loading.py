@@ -39,7 +39,8 @@ class PolicyFiles:
 
 
 def load_policy(path: str, dtype: str, decode: Callable[[Picture], Image]) -> PolicyFiles:
-    """Load a folder or hub id. Raises ValueError, in one line, if there is none or it is another architecture."""
+    """Load a folder or hub id. Raises ValueError, in one line, if there is none, a part is missing, or it
+    is another architecture."""
     try:
         kind = AutoConfig.from_pretrained(path).model_type
     except (OSError, ValueError) as error:
@@ -48,11 +49,15 @@ def load_policy(path: str, dtype: str, decode: Callable[[Picture], Image]) -> Po
         ) from error
     if kind != "qwen2_5_vl":
         raise ValueError(f"model.path={path}: the model is a {kind}; a qwen2_5_vl is needed")
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-    )
-    processor = Qwen2VLImageProcessorPil.from_pretrained(path)
-    return PolicyFiles(model, AutoTokenizer.from_pretrained(path), processor, ImageFeatures(processor, decode))
+    try:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        processor = Qwen2VLImageProcessorPil.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path={path}: the model is not complete: {' '.join(str(error).split())}") from error
+    return PolicyFiles(model, tokenizer, processor, ImageFeatures(processor, decode))
 
 
 def save_policy(directory: Path, files: PolicyFiles, state: dict[str, torch.Tensor] | None, dtype: torch.dtype) -> None:

@@ -41,7 +41,9 @@ def image_token() -> int:
 
 
 def tiny_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    return random_weights(tiny_config(tokenizer(), tied=True), seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return random_weights(tiny_config(tokenizer(), tied=True), seed)
 
 
 @cache
