@@ -39,6 +39,7 @@ class RolloutWorker:
     ) -> None:
         self.engine, self.tools, self.renderer, self.limits = engine, tools, renderer, limits
         self.seed, self.concurrent, self.deterministic = seed, concurrent, deterministic
+        self._batches: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -61,13 +62,15 @@ class RolloutWorker:
         self._wait(self.engine.load_weights(tensors, version))
 
     def close(self) -> None:
-        """Stop the engine and the thread; episodes in flight are cancelled."""
+        """Stop the engine and the thread; episodes in flight are cancelled, and so is whoever waits for them."""
         if self._loop.is_closed():
             return
-        self._wait(self.engine.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self._wait(self._stop())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -77,6 +80,11 @@ class RolloutWorker:
             future.cancel()
             raise
 
+    async def _stop(self) -> None:
+        await _cancel(self._batches)
+        await self.engine.close()
+        await _cancel(asyncio.all_tasks() - {asyncio.current_task()})  # searches that outlive their episodes
+
     async def _gather(
         self,
         jobs: Sequence[Job],
@@ -85,6 +93,10 @@ class RolloutWorker:
         step: int,
         on_episode: Callable[[Episode], None],
     ) -> list[Episode]:
+        batch = asyncio.current_task()
+        assert batch is not None
+        self._batches.add(batch)
+        batch.add_done_callback(self._batches.discard)
         size = len(jobs) if self.deterministic else self.concurrent
         places = asyncio.Semaphore(max(1, size))
         handles = Lockstep(self.engine).open(len(jobs)) if self.deterministic else [None] * len(jobs)
@@ -106,3 +118,11 @@ class RolloutWorker:
         async with asyncio.TaskGroup() as group:  # a bug in one episode cancels the others and surfaces at once
             tasks = [group.create_task(one(job, handle)) for job, handle in zip(jobs, handles, strict=True)]
         return [task.result() for task in tasks]
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks and wait until they have ended."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
