@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmsr1.evaluation.statistics import clustered_interval
+from mmsr1.rollout.episode import CHARGED
 from mmsr1.types import Episode, Example, Group, Reward
 
 
@@ -27,20 +29,22 @@ def scored(groups: Sequence[Group]) -> list[Scored]:
 
 def figures(outcomes: Sequence[Scored], calls_allowed: int) -> dict[str, float]:
     """Means over the episodes. `calls_allowed` is the number of calls an episode may make (the paper's SR divides by
-    it). `_free` and `_required` figures appear where such questions are among them."""
+    it). `_free` and `_required` figures appear where such questions are among them; `tool_failure_rate` is the share
+    of failures among the calls that reached a tool."""
     columns = _columns(outcomes, calls_allowed)
     found = {name: float(np.nanmean(values)) for name, values in columns.items() if not np.isnan(values).all()}
+    made = sum(calls_made(outcome.episode) for outcome in outcomes)
     calls = [exchange for outcome in outcomes for exchange in outcome.episode.calls]
     failed = sum(exchange.result.status == "infrastructure_error" for exchange in calls)
-    return {**found, "tool_failure_rate": failed / max(1, len(calls))}
+    return {**found, "tool_failure_rate": failed / max(1, made)}
 
 
-def figures_with_intervals(outcomes: Sequence[Scored], calls_allowed: int, seed: int = 0) -> dict[str, object]:
+def figures_with_intervals(outcomes: Sequence[Scored], calls_allowed: int, seed: int = 0) -> dict[str, Any]:
     """`figures`, each with `<name>_ci95`: [low, high] of a bootstrap clustered by image (or place, if the source names
     one): questions about the same thing are not independent."""
     columns = _columns(outcomes, calls_allowed)
     clusters = [_cluster(outcome.example) for outcome in outcomes]
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for name, value in figures(outcomes, calls_allowed).items():
         found[name] = value
         if name in columns:
@@ -50,7 +54,7 @@ def figures_with_intervals(outcomes: Sequence[Scored], calls_allowed: int, seed:
 
 def calls_made(episode: Episode) -> int:
     """Searches that reached a tool."""
-    return sum(exchange.result.status in ("ok", "empty", "infrastructure_error") for exchange in episode.calls)
+    return sum(exchange.result.status in CHARGED for exchange in episode.calls)
 
 
 def _cluster(example: Example) -> str:
