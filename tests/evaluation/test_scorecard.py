@@ -42,6 +42,7 @@ def outcome(
     return Scored(example, episode, Reward(total, {"accuracy": float(correct), "format": form}))
 
 
+OK: list[ToolStatus] = ["ok"]
 MIXED = [
     outcome("free", True, total=1.0),
     outcome("free", False, "ok", total=0.1),
@@ -109,7 +110,7 @@ def test_every_rollout_of_every_group_is_an_outcome():
 
 
 def test_every_mean_has_its_interval_around_it():
-    outcomes = [outcome("free" if i % 2 else "text", i % 3 == 0, *(["ok"] * (i % 2)), id=f"q{i}") for i in range(60)]
+    outcomes = [outcome("free" if i % 2 else "text", i % 3 == 0, *OK[: i % 2], id=f"q{i}") for i in range(60)]
     found = figures_with_intervals(outcomes, 2)
     means = figures(outcomes, 2)
     assert means.items() <= found.items()

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from mmsr1.torchvision_shim import ensure_torchvision
 
@@ -37,7 +38,7 @@ def patches() -> ImageFeatures:
 
 
 def image_token() -> int:
-    return int(tokenizer().convert_tokens_to_ids("<|image_pad|>"))
+    return tokenizer().encode("<|image_pad|>")[0]
 
 
 def tiny_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
@@ -151,7 +152,8 @@ def expand(segments: Sequence[Segment]) -> Expanded:
 
 def library_positions(model: Qwen2_5_VLForConditionalGeneration, one: Expanded) -> torch.Tensor:
     """[3, L], as transformers computes them."""
-    positions, _ = model.model.get_rope_index(one.ids[None], one.types[None], image_grid_thw=one.grids)
+    backbone: Any = model.model  # annotated with legacy tensor classes
+    positions, _ = backbone.get_rope_index(one.ids[None], one.types[None], image_grid_thw=one.grids)
     return positions[:, 0]
 
 

@@ -45,7 +45,8 @@ def fit(module: LightningModule, batches: Sequence[Any], *callbacks: Callback) -
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, DataLoader(list(batches), batch_size=None, shuffle=False))
+        dataset: Any = list(batches)  # has the two methods of a map-style Dataset
+        trainer.fit(module, DataLoader(dataset, batch_size=None, shuffle=False))
     return trainer
 
 

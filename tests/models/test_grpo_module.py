@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -56,10 +57,10 @@ class Feed(Callback):
         self.steps = steps
         self.figures: list[dict[str, float]] = []
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         pl_module.buffer.put(batch.step, tuple(self.steps[batch.step]))
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.figures.append(dict(pl_module.figures))
 
 
@@ -234,7 +235,7 @@ def test_an_episode_that_breaks_the_contract_stops_training():
 
 def test_groups_of_another_step_are_refused():
     class Late(Feed):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             pl_module.buffer.put(batch.step + 1, tuple(self.steps[0]))
 
     with pytest.raises(RuntimeError, match=r"holds steps \[1\]; step 0 was asked for"):

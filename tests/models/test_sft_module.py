@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -71,10 +72,10 @@ class Record(Callback):
         self.figures: list[dict[str, float]] = []
         self.rates: list[list[float]] = []
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.figures.append(dict(pl_module.figures))
 
 
@@ -120,7 +121,8 @@ def test_training_lowers_the_loss():
 
 def test_muon_trains_the_matrices_and_adamw_the_rest():
     module, _ = train(muon_lr=0.02)
-    adamw, muon = module.optimizers()
+    optimizers: Any = module.optimizers()
+    adamw, muon = optimizers
     ours = {id(p): (name, p) for name, p in module.policy.model.named_parameters()}
     by_muon = {id(p) for group in muon.param_groups for p in group["params"]}
     by_adamw = {id(p) for group in adamw.param_groups for p in group["params"]}
