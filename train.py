@@ -94,7 +94,9 @@ def train(config: Config, run: RunDirectory) -> str:
             return "interrupted"
         finally:
             _summary(run, callback, assembly.tool_counts(tools), len(skipped), time.perf_counter() - started)
-        assembly.save_policy(run.path / "policy", files, dict(module.full_weights()), torch.float32)
+        assembly.save_policy(
+            run.path / "policy", files, dict(module.full_weights()), getattr(torch, config.model.export_dtype)
+        )
     progress.closing(callback.initial, callback.final, str(run.path))
     return "finished"
 

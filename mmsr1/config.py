@@ -32,6 +32,7 @@ class ModelConfig:
 
     path: str | None = MISSING
     dtype: str = MISSING
+    export_dtype: str = MISSING
     freeze_vision: bool = MISSING
     activation_checkpointing: bool = MISSING
     logprob_chunk: int = MISSING
@@ -42,6 +43,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, "float32", "bfloat16")
+        one_of("model.export_dtype", self.export_dtype, "float32", "float16", "bfloat16")
         check(self.logprob_chunk > 0, "model.logprob_chunk", self.logprob_chunk, "must be positive")
         check(self.hidden % 64 == 0, "model.hidden", self.hidden, "must be a multiple of 64 (4 heads with M-RoPE)")
 
