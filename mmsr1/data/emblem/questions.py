@@ -109,8 +109,9 @@ def _asked(world: World, need: str, split: Split, count: int, rng: np.random.Gen
     knowledge, attributes = _NEEDS[need]
     places: Sequence[Entity] = world.select(knowledge, split)
     for i in range(count):
-        entity, attribute = places[i % len(places)], attributes[(i // len(places) + i) % len(attributes)]
-        yield ask(entity, attribute, f"{split}-{need}-{i:04d}", rng, Jitter())
+        lap, number = divmod(i, len(places))
+        attribute = attributes[(lap + number) % len(attributes)]
+        yield ask(places[number], attribute, f"{split}-{need}-{i:04d}", rng, Jitter())
 
 
 def sentences() -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmsr1.data.emblem.drawing import EDGE, Jitter, draw
+from mmsr1.data.emblem.drawing import Jitter, draw
 from mmsr1.data.emblem.questions import ask, sentences
 from mmsr1.data.emblem.world import (
     FACTS,
@@ -98,9 +98,7 @@ class Demonstrator:
         self._known = world.select("known")
         rng = np.random.default_rng([world.spec.seed, 5])
         # Thumbnails are drawn once: they are 28 pixels of background to the model, and drawing is the slow part.
-        self._pool = [
-            draw(draw_emblem(rng), rng, Jitter(), edge) for _ in range(1024 if thumbnails and edge < EDGE else 0)
-        ]
+        self._pool = [draw(draw_emblem(rng), rng, Jitter(), edge) for _ in range(1024 if thumbnails else 0)]
 
     def one(self, rng: np.random.Generator) -> Demonstration:
         kind = rng.random()
