@@ -33,6 +33,7 @@ _SCHEMA = pa.schema(
         ("category", pa.string()),
     ]
 )
+_SHAPES: dict[str, type] = {"prompt": list, "images": list, "reward_model": dict}
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,15 @@ class BadRow:
 
 def read_fvqa(path: Path) -> Iterator[Example | BadRow]:
     """Stream the rows of a parquet file in constant memory. Raises ValueError, in one line, if it is no such file."""
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
     position = 0
-    for batch in file.iter_batches(batch_size=16):
-        for row in batch.to_pylist():
-            yield _example(row, position, path)
-            position += 1
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=16):
+                for row in batch.to_pylist():
+                    yield _example(row, position, path)
+                    position += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
 
 
 def load_fvqa(path: Path) -> tuple[list[Example], list[BadRow]]:
@@ -88,9 +89,13 @@ def write_fvqa(path: Path, examples: Iterable[Example], rows_per_group: int = 64
 
 def _example(row: dict[str, Any], position: int, path: Path) -> Example | BadRow:
     id = str(row.get("data_id") or f"{path.stem}_{position}")
-    for column in ("prompt", "images", "reward_model"):
-        if not row.get(column):
+    for column, shape in _SHAPES.items():
+        value = row.get(column)
+        if not value:
             return BadRow(position, id, f"column {column} is missing or empty")
+        parts = value if shape is list else [value]
+        if not isinstance(value, shape) or not all(isinstance(part, dict) for part in parts):
+            return BadRow(position, id, f"column {column} is not of the published type, {_SCHEMA.field(column).type}")
     question = str(row["prompt"][-1].get("content") or "").strip()
     answer = str(row["reward_model"].get("ground_truth") or "").strip()
     if not question or not answer:
