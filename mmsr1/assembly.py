@@ -112,7 +112,7 @@ def search_tools(config: Config) -> dict[Any, CachedTool[Any]]:
     return {tool.name: CachedTool(tool, cache) for tool in found}
 
 
-def tool_counts(tools: Mapping[Any, CachedTool[Any]]) -> dict[str, float]:
+def tool_counts(tools: Mapping[Any, CachedTool[Any]]) -> dict[str, int]:
     """Totals over all tools since they were made."""
     counters = [tool.counters for tool in tools.values()]
     return {name: sum(getattr(c, name) for c in counters) for name in ("calls", "hits", "backend_calls")}

@@ -70,7 +70,7 @@ class RolloutCallback(Callback):
         figures: Figures,
         scorecard: Figures,
         progress: Progress,
-        tool_counts: Callable[[], Mapping[str, float]],
+        tool_counts: Callable[[], Mapping[str, int]],
     ) -> None:
         self.make_worker, self.buffer, self.validation = make_worker, buffer, validation
         self.sampling, self.rewards = sampling, rewards
@@ -84,7 +84,7 @@ class RolloutCallback(Callback):
         self._best = float("-inf")
         self._pending: dict[str, float] = {}
         self._groups: tuple[Group, ...] = ()
-        self._counted: Mapping[str, float] = {}
+        self._counted: Mapping[str, int] = {}
         self.cost_usd = self.cost_usd_uncached = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -95,9 +95,13 @@ class RolloutCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.worker.close()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "worker"):  # after an error or Ctrl-C Lightning calls no teardown
+            self.worker.close()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._sync(pl_module, version=0)
-        self.initial = self.final = self._validate(0)
+        self.initial = self.final = self._validate(trainer, 0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.buffer is not None:
@@ -120,7 +124,7 @@ class RolloutCallback(Callback):
         self._pending = {}
         self.steps_done = step
         if validates:
-            self.final = self._validate(step, trainer)
+            self.final = self._validate(trainer, step)
         self._checkpoint(trainer, step, validates)
 
     def _collect(self, examples: Sequence[Example], size: int, split: str, step: int) -> tuple[Group, ...]:
@@ -139,7 +143,7 @@ class RolloutCallback(Callback):
         trained = [episode.stop not in UNTRAINED and not _tool_failed(episode) for episode in episodes]
         return make_group(example, episodes, rewards, trained, self.normalise)
 
-    def _validate(self, step: int, trainer: Trainer | None = None) -> dict[str, Any]:
+    def _validate(self, trainer: Trainer, step: int) -> dict[str, Any]:
         start = time.perf_counter()
         groups = self._collect(self.validation, 1, "val", step)
         card = self.scorecard(groups)
@@ -148,7 +152,7 @@ class RolloutCallback(Callback):
         self.run.log_metrics(step, "val", figures)
         self.run.write_groups("val", step, groups)
         self.progress.show("val", step, figures)
-        if trainer is not None and trainer.logger is not None:
+        if trainer.logger is not None:
             trainer.logger.log_metrics({f"val/{name}": value for name, value in figures.items()}, step)
         return card
 
@@ -174,7 +178,7 @@ class RolloutCallback(Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics({f"train/{name}": value for name, value in figures.items()}, step)
 
-    def _cache_figures(self) -> dict[str, float]:
+    def _cache_figures(self) -> dict[str, int]:
         """Calls and hits of this step: what a second run over the same cache may change, so named cache_*."""
         counted = self.tool_counts()
         before, self._counted = self._counted, counted
@@ -206,7 +210,7 @@ def _tool_failed(episode: Episode) -> bool:
     return any(exchange.result.status == "infrastructure_error" for exchange in episode.calls)
 
 
-def _rollout_figures(groups: Sequence[Group]) -> dict[str, float]:
+def _rollout_figures(groups: Sequence[Group]) -> dict[str, int | float]:
     episodes = [episode for group in groups for episode in group.episodes_G]
     kept = [trained for group in groups for trained in group.trained_G]
     return {

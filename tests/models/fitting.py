@@ -30,16 +30,21 @@ def one_process_group() -> Iterator[None]:
             del os.environ[name]
 
 
-def fit(module: LightningModule, batches: Sequence[Any], *callbacks: Callback) -> Trainer:
+def fit(module: LightningModule, batches: Sequence[Any], *callbacks: Callback, logger: Any = False) -> Trainer:
     """Train on `batches`, one training step each; returns the trainer for what it counted."""
     with one_process_group():
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, process_group_backend="gloo"),
+            strategy=ModelParallelStrategy(
+                data_parallel_size=1,
+                tensor_parallel_size=1,
+                process_group_backend="gloo",
+                save_distributed_checkpoint=True,
+            ),
             max_epochs=1,
             callbacks=list(callbacks),
-            logger=False,
+            logger=logger,
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -1,0 +1,385 @@
+"""The rollout callback in a Lightning run: a scripted engine, tools in memory, and a module that only counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint import load
+
+from mmsr1.evaluation import scorecard
+from mmsr1.models.buffer import RolloutBuffer
+from mmsr1.rewards.reward import RewardSpec
+from mmsr1.rollout.callback import RolloutCallback, Schedule
+from mmsr1.rollout.engines.base import EngineFailure, Sampling, TokenPrompt
+from mmsr1.rollout.engines.scripted import ScriptedEngine
+from mmsr1.rollout.episode import Limits
+from mmsr1.rollout.worker import RolloutWorker
+from mmsr1.run_directory import RunDirectory
+from mmsr1.types import Example, Group, StepPrompts, ToolResult
+from tests.models.fitting import fit
+from tests.rollout.conversation import SAMPLING, MemoryTool, make_renderer, picture, titled
+
+from lightning import LightningModule  # isort: skip
+from lightning.pytorch.loggers.logger import DummyLogger  # isort: skip
+
+SEARCH = "<reason>r</reason><search><img></search>"
+FOUND = titled("the flag of Dulmen", thumbnails=1)
+RIGHT, WRONG = (f"<reason>r</reason><answer>{answer}</answer>" for answer in ("Dulmen", "Zanzol"))
+
+
+def question(name: str, number: int) -> Example:
+    """Even numbers need no search."""
+    need = "image" if number % 2 else "free"
+    return Example(name, f"what is {name}?", (picture(number),), "Dulmen", (), need, "test")
+
+
+QUESTIONS = [question(f"t{n}", n) for n in range(6)]
+VALIDATION = [question(f"v{n}", 10 + n) for n in range(4)]
+
+
+class Counter(LightningModule):
+    """Takes the groups of its step, adds 1 to its only weight, and notes it."""
+
+    def __init__(self, log: list[Any], buffer: RolloutBuffer | None, late: int = 0) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.log_, self.buffer, self.late = log, buffer, late
+        self.groups: list[tuple[Group, ...]] = []
+        self.figures: dict[str, float] = {}
+
+    def configure_model(self) -> None:
+        """Nothing to shard."""
+
+    def training_step(self, batch: StepPrompts, index: int) -> None:
+        if self.buffer is not None:
+            self.groups.append(self.buffer.take(batch.step + self.late))
+        self.weight.data += 1
+        self.figures = {"loss": 0.5 * batch.step, "kl": 0.25}
+        self.log_.append(("training_step", batch.step))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def full_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        yield "weight", self.weight.detach()
+
+
+class Engine(ScriptedEngine):
+    """Says what `answer` says, and notes the weights it is given."""
+
+    def __init__(self, log: list[Any], answer: Any, tokenizer: Any) -> None:
+        super().__init__(answer, tokenizer)
+        self.log = log
+
+    async def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        self.log.append(("weights", version, [tensor.item() for _, tensor in tensors]))
+        await super().load_weights([], version)
+
+
+class Progress:
+    def __init__(self, log: list[Any]) -> None:
+        self.log = log
+        self.advanced = 0
+        self.shown: dict[tuple[str, int], Mapping[str, Any]] = {}
+
+    def begin(self, phase: str, total: int) -> None:
+        self.log.append((phase, total))
+
+    def advance(self) -> None:
+        self.advanced += 1
+
+    def show(self, split: str, step: int, figures: Mapping[str, Any]) -> None:
+        self.log.append((f"{split} figures", step))
+        self.shown[split, step] = figures
+
+
+class Logger(DummyLogger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.rows.append((step, metrics))
+
+
+class Rehearsal:
+    """One whole fit with everything fake around the callback, and what can be seen of it afterwards."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        path: Path,
+        answer: Any = RIGHT,
+        result: Any = FOUND,
+        steps: int = 3,
+        supervised: bool = False,
+        late: int = 0,
+        on_tool_failure: Any = "stop",
+    ) -> None:
+        self.log: list[Any] = []
+        self.run, self.progress, self.logger = RunDirectory(path), Progress(self.log), Logger()
+        self.run.start("test", 0, "", {}, None)
+        self.buffer = None if supervised else RolloutBuffer()
+        self.module = Counter(self.log, self.buffer, late)
+        says = answer if callable(answer) else lambda prompt, sampling: answer
+        self.engine = Engine(self.log, says, tokenizer)
+        self.tool = MemoryTool("image_search", result)
+        limits = Limits(turns=3, turn_tokens=40, episode_tokens=512, on_tool_failure=on_tool_failure)
+        self.callback = RolloutCallback(
+            lambda: RolloutWorker(self.engine, {"image_search": self.tool}, make_renderer(tokenizer), limits, seed=5),
+            self.buffer,
+            VALIDATION,
+            SAMPLING,
+            RewardSpec(),
+            group_size=3,
+            normalise="std",
+            schedule=Schedule(val_every=2, checkpoint_every=2, episodes_every=3),
+            run=self.run,
+            figures=lambda groups: scorecard.figures(scorecard.scored(groups), 2),
+            scorecard=lambda groups: scorecard.figures_with_intervals(scorecard.scored(groups), 2),
+            progress=self.progress,
+            tool_counts=lambda: {"calls": len(self.tool.asked), "hits": 0, "backend_calls": len(self.tool.asked)},
+        )
+        self.batches = [StepPrompts(step, tuple(QUESTIONS[2 * step : 2 * step + 2])) for step in range(steps)]
+
+    def fit(self) -> Rehearsal:
+        self.trainer = fit(self.module, self.batches, self.callback, logger=self.logger)
+        return self
+
+    def rows(self, split: str) -> dict[int, dict[str, Any]]:
+        return {row["step"]: row for row in self.run.read_metrics(split)}
+
+
+def search_then_answer(prompt: TokenPrompt, sampling: Sampling) -> str:
+    return RIGHT if len(prompt.images) > 1 else SEARCH
+
+
+def seeded(says: Mapping[int, str]) -> Any:
+    """Another answer for each remainder of the request's seed: rollouts of a group differ, and repeat in every run."""
+    return lambda prompt, sampling: says[sampling.seed % len(says)]
+
+
+def test_everything_happens_in_order(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path).fit()
+
+    def step(number: int) -> list[Any]:
+        return [
+            ("train rollouts", 6),
+            ("update", 1),
+            ("training_step", number - 1),
+            ("weights", number, [number]),
+            ("train figures", number),
+        ]
+
+    def validation(number: int) -> list[Any]:
+        return [("val rollouts", 4), ("val figures", number)]
+
+    assert done.log == [
+        ("starting the engine", 1),
+        ("weights", 0, [0]),
+        *validation(0),
+        *step(1),
+        *step(2),
+        *validation(2),
+        *step(3),
+        *validation(3),
+    ]
+    assert done.engine.closed
+    assert done.progress.advanced == 3 * 6 + 3 * 4
+    assert done.callback.steps_done == 3
+
+
+def test_each_step_trains_on_its_own_prompts_sampled_with_the_weights_before_it(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path).fit()
+    for step, groups in enumerate(done.module.groups):
+        assert [group.example for group in groups] == list(done.batches[step].examples)
+        for group in groups:
+            assert [(e.example_id, e.rollout) for e in group.episodes_G] == [(group.example.id, i) for i in range(3)]
+            assert {e.weight_version for e in group.episodes_G} == {step}
+    validated = {step: done.run.read_episodes("val", step) for step in (0, 2, 3)}
+    for step, records in validated.items():
+        assert {record["weight_version"] for record in records} == {step}
+        assert [record["example_id"] for record in records] == [example.id for example in VALIDATION]
+
+
+def test_no_two_requests_of_a_run_share_a_seed(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path, answer=search_then_answer).fit()
+    seeds = [sampling.seed for _, sampling in done.engine.calls]
+    assert len(seeds) == 2 * (3 * 6 + 3 * 4) and len(set(seeds)) == len(seeds)
+
+
+def test_rewards_and_advantages_follow_the_answers(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path, answer=seeded({0: RIGHT, 1: WRONG})).fit()
+    groups = [group for step in done.module.groups for group in step]
+    for group in groups:
+        right = ["Dulmen" in episode.turns[-1] for episode in group.episodes_G]
+        assert [reward.total for reward in group.rewards_G] == pytest.approx([1.0 if r else 0.1 for r in right])
+        if 0 < sum(right) < 3:
+            assert [advantage > 0 for advantage in group.advantages_G] == right
+        else:
+            assert group.advantages_G == (0.0, 0.0, 0.0)
+    assert any(not group.all_equal for group in groups)
+
+
+def test_metric_rows_hold_the_figures_of_module_rollouts_and_clock(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path, answer=search_then_answer).fit()
+    assert [*done.rows("train")] == [1, 2, 3] and [*done.rows("val")] == [0, 2, 3]
+    row = done.rows("train")[2]
+    expected = {
+        "reward": 0.91,
+        "accuracy": 1.0,
+        "format": 1.0,
+        "search_ratio": 1.0,
+        "search_ratio_free": 1.0,
+        "search_ratio_required": 1.0,
+        "calls_per_question": 1.0,
+        "calls_per_allowed": 0.5,
+        "tool_failure_rate": 0.0,
+        "loss": 0.5,
+        "kl": 0.25,
+        "masked_episodes": 0,
+        "stop_answered": 1.0,
+        "cache_calls": 6,
+        "tokens_sampled": sum(e.sampled_tokens for group in done.module.groups[1] for e in group.episodes_G),
+    }
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    for name in ("seconds_rollout", "seconds_train", "seconds_sync", "seconds_tools_critical"):
+        assert row[name] >= 0
+    card = done.rows("val")[3]
+    assert card["search_ratio_free"] == 1.0 and card["seconds_validation"] > 0
+    assert not [name for name in card if name.endswith("_ci95")]
+    assert done.progress.shown["train", 2]["kl"] == 0.25
+
+
+def test_the_summary_cards_carry_intervals_of_the_first_and_the_last_validation(tiny, tmp_path):
+    def learns(prompt: TokenPrompt, sampling: Sampling) -> str:
+        return RIGHT if len(rehearsal.engine.versions) > 3 else WRONG
+
+    rehearsal = Rehearsal(tiny, tmp_path, answer=learns)
+    done = rehearsal.fit().callback
+    assert (done.initial["accuracy"], done.final["accuracy"]) == (0.0, 1.0)
+    assert done.initial["accuracy_ci95"] == [0.0, 0.0] and done.final["reward_ci95"] == [1.0, 1.0]
+
+
+def test_the_same_figures_reach_the_logger(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path).fit()
+    steps = [(step, next(iter(metrics)).partition("/")[0]) for step, metrics in done.logger.rows]
+    assert steps == [(0, "val"), (1, "train"), (2, "train"), (2, "val"), (3, "train"), (3, "val")]
+    _, last = done.logger.rows[-2]
+    assert last["train/kl"] == 0.25 and "train/reward" in last
+
+
+def test_episodes_are_written_for_the_first_every_third_and_every_validation_step(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path, steps=3).fit()
+    assert done.run.episode_steps("train") == [1, 3] and done.run.episode_steps("val") == [0, 2, 3]
+    assert len(done.run.read_episodes("train", 3)) == 6
+    digest = done.run.read_episodes("train", 3)[0]["images"][0]
+    assert done.run.read_picture(digest) in [image for example in QUESTIONS for image in example.images]
+
+
+@pytest.mark.parametrize("on_tool_failure", ["stop", "tell"])
+def test_episodes_whose_tool_failed_are_kept_from_training_and_counted(tiny, tmp_path, on_tool_failure):
+    def answer(prompt: TokenPrompt, sampling: Sampling) -> str:
+        """Some rollouts search; whoever has been told of the failure, or did not search, answers."""
+        told = "failed" in tiny.decode(prompt.token_ids)
+        return SEARCH if sampling.seed % 2 and not told else RIGHT
+
+    broken = ToolResult("infrastructure_error", detail="unplugged")
+    done = Rehearsal(tiny, tmp_path, answer=answer, result=broken, on_tool_failure=on_tool_failure).fit()
+    seen = set()
+    for step, groups in enumerate(done.module.groups, start=1):
+        failed = [bool(episode.calls) for group in groups for episode in group.episodes_G]
+        trained = [trained for group in groups for trained in group.trained_G]
+        assert trained == [not failure for failure in failed]
+        for group in groups:
+            assert all(a == 0 for a, t in zip(group.advantages_G, group.trained_G, strict=True) if not t)
+        row = done.rows("train")[step]
+        assert row["masked_episodes"] == sum(failed)
+        assert row["tool_failure_rate"] == (1.0 if any(failed) else 0.0)
+        assert row.get("stop_tool_failure", 0.0) == (sum(failed) / 6 if on_tool_failure == "stop" else 0.0)
+        seen |= set(failed)
+    assert seen == {True, False}
+
+
+def test_episodes_whose_engine_failed_are_kept_from_training(tiny, tmp_path):
+    def answer(prompt: TokenPrompt, sampling: Sampling) -> str | EngineFailure:
+        return EngineFailure("too long") if sampling.seed % 2 else RIGHT
+
+    done = Rehearsal(tiny, tmp_path, answer=answer).fit()
+    failures = 0
+    for step, groups in enumerate(done.module.groups, start=1):
+        stops = [episode.stop for group in groups for episode in group.episodes_G]
+        assert [trained for group in groups for trained in group.trained_G] == [stop == "answered" for stop in stops]
+        failed = stops.count("engine_failure")
+        row = done.rows("train")[step]
+        assert (row["masked_episodes"], row.get("stop_engine_failure", 0.0)) == (failed, failed / 6)
+        failures += failed
+    assert 0 < failures < 18
+
+
+def test_costs_are_summed_as_paid_and_as_without_a_cache(tiny, tmp_path):
+    seen = set()
+
+    def result(query: Any) -> ToolResult:
+        cached = query.digest in seen
+        seen.add(query.digest)
+        return replace(FOUND, cost_usd=0.5, cached=cached)
+
+    done = Rehearsal(tiny, tmp_path, answer=search_then_answer, result=result).fit().callback
+    # Every episode searches by its picture: 3 x 2 questions of 3 rollouts each, and 4 questions validated 3 times.
+    assert done.cost_usd_uncached == pytest.approx(0.5 * (18 + 12))
+    assert done.cost_usd == pytest.approx(0.5 * (6 + 4))
+
+
+def test_checkpoints_are_complete_folders_of_the_last_and_the_best_step(tiny, tmp_path):
+    def only_right_after_two_steps(prompt: TokenPrompt, sampling: Sampling) -> str:
+        return RIGHT if len(rehearsal.engine.versions) == 3 else WRONG
+
+    rehearsal = Rehearsal(tiny, tmp_path, answer=only_right_after_two_steps)
+    rehearsal.fit()
+    folder = tmp_path / "checkpoints"
+    assert sorted(entry.name for entry in folder.iterdir()) == ["best", "last"]
+    held = {}
+    for name in ("best", "last"):
+        state = {"state_dict": {"weight": torch.zeros(1)}}
+        load(state, checkpoint_id=folder / name, no_dist=True)
+        held[name] = state["state_dict"]["weight"].item()
+    assert held == {"best": 2.0, "last": 3.0}
+
+
+def test_supervised_runs_roll_out_only_for_validation(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path, supervised=True).fit()
+    assert ("train rollouts", 6) not in done.log
+    assert [entry for entry in done.log if entry[0] == "weights"] == [
+        ("weights", 0, [0]),
+        ("weights", 2, [2]),
+        ("weights", 3, [3]),
+    ]
+    assert [*done.rows("train")] == [1, 2, 3] and [*done.rows("val")] == [0, 2, 3]
+    assert "reward" not in done.rows("train")[1] and done.rows("train")[1]["loss"] == 0.0
+    assert done.run.episode_steps("train") == []
+
+
+def test_training_on_another_steps_groups_is_refused_and_the_engine_is_closed(tiny, tmp_path):
+    rehearsal = Rehearsal(tiny, tmp_path, late=1)
+    with pytest.raises(RuntimeError, match=r"holds steps \[0\]; step 1 was asked for"):
+        rehearsal.fit()
+    assert rehearsal.engine.closed
+    assert [*rehearsal.rows("val")] == [0] and rehearsal.rows("train") == {}
+
+
+def test_an_engine_that_does_not_start_is_the_error_one_sees(tiny, tmp_path):
+    rehearsal = Rehearsal(tiny, tmp_path)
+
+    def unable() -> Any:
+        raise OSError("no such model")
+
+    rehearsal.callback.make_worker = unable
+    with pytest.raises(OSError, match="no such model"):
+        rehearsal.fit()
