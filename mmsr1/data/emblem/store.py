@@ -22,7 +22,7 @@ from mmsr1.data.fvqa import write_fvqa
 from mmsr1.tools.image_search.local import ImageEntry, build_image_index
 from mmsr1.tools.text_search.local import Passage, build_text_index
 
-_LAYOUT = 1  # raise when what is written changes, so that old folders are left alone
+_LAYOUT = 2  # raise when what is written changes, so that old folders are left alone
 
 
 @dataclass(frozen=True)
