@@ -26,6 +26,16 @@ def one_of(key: str, value: str, *allowed: str) -> None:
     check(value in allowed, key, value, f"must be one of {', '.join(allowed)}")
 
 
+def at_least(least: int, group: str, node: object, *names: str) -> None:
+    for name in names:
+        check(getattr(node, name) >= least, f"{group}.{name}", getattr(node, name), f"must be {least} or more")
+
+
+def positive(group: str, node: object, *names: str) -> None:
+    for name in names:
+        check(getattr(node, name) > 0, f"{group}.{name}", getattr(node, name), "must be positive")
+
+
 @dataclass
 class ModelConfig:
     """`path` is a Hugging Face folder; null builds a tiny Qwen2.5-VL from nothing with the sizes below."""
@@ -44,7 +54,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, "float32", "bfloat16")
         one_of("model.export_dtype", self.export_dtype, "float32", "float16", "bfloat16")
-        check(self.logprob_chunk > 0, "model.logprob_chunk", self.logprob_chunk, "must be positive")
+        positive("model", self, "logprob_chunk", "hidden", "layers", "vision_hidden", "vision_depth")
         check(self.hidden % 64 == 0, "model.hidden", self.hidden, "must be a multiple of 64 (4 heads with M-RoPE)")
 
 
@@ -59,6 +69,11 @@ class VllmConfig:
     images_per_prompt: int = MISSING
     enforce_eager: bool = MISSING
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        positive("rollout.vllm", self, "max_num_seqs", "max_model_len", "images_per_prompt")
+        key, fits = "rollout.vllm.max_num_batched_tokens", self.max_num_batched_tokens >= self.max_model_len
+        check(fits, key, self.max_num_batched_tokens, "must be at least rollout.vllm.max_model_len")
 
 
 @dataclass
@@ -77,12 +92,13 @@ class RolloutConfig:
     top_p: float = MISSING
     deterministic: bool = MISSING
     reset_encoder_cache: bool = MISSING
-    vllm: VllmConfig = field(default_factory=VllmConfig)
+    vllm: VllmConfig = MISSING
 
     def __post_init__(self) -> None:
         one_of("rollout.engine", self.engine, "vllm")
         one_of("rollout.on_tool_failure", self.on_tool_failure, "stop", "tell")
-        check(self.turns >= 1, "rollout.turns", self.turns, "must be at least 1")
+        positive("rollout", self, "turns", "turn_tokens")
+        at_least(0, "rollout", self, "image_searches", "text_searches")
         check(self.temperature >= 0, "rollout.temperature", self.temperature, "must be 0 (greedy) or more")
         check(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be in (0, 1]")
         room = self.episode_tokens - 2 * self.turn_tokens
@@ -104,8 +120,7 @@ class ToolsConfig:
     cache_dir: str = MISSING
 
     def __post_init__(self) -> None:
-        for name in ("image_results", "text_results"):
-            check(getattr(self, name) > 0, f"tools.{name}", getattr(self, name), "must be positive")
+        positive("tools", self, "image_results", "text_results", "thumbnail_edge")
         fits = 0 <= self.thumbnails <= self.image_results
         check(fits, "tools.thumbnails", self.thumbnails, "must be between 0 and tools.image_results")
 
@@ -124,6 +139,7 @@ class RewardsConfig:
     def __post_init__(self) -> None:
         check(0 <= self.format_weight <= 1, "rewards.format_weight", self.format_weight, "must be in [0, 1]")
         check(0 <= self.search_penalty < 1, "rewards.search_penalty", self.search_penalty, "must be in [0, 1)")
+        at_least(0, "rewards", self, "penalty_warmup_steps")
         one_of("rewards.penalty_mode", self.penalty_mode, "per_question", "per_call")
         one_of("rewards.match", self.match, "em", "subem")
 
@@ -138,6 +154,10 @@ class WorldConfig:
     unknown_train: int = 960
     unknown_heldout: int = 64
     graded: int = 48
+
+    def __post_init__(self) -> None:
+        positive("data.world", self, "known_train", "known_heldout", "unknown_train", "unknown_heldout")
+        at_least(0, "data.world", self, "seed", "graded")
 
 
 @dataclass
@@ -156,6 +176,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         one_of("data.kind", self.kind, "emblem", "fvqa")
         one_of("data.mixture", self.mixture, "balanced", "required_only", "natural")
+        at_least(0, "data", self, "train_size")
+        at_least(6 if self.kind == "emblem" else 1, "data", self, "val_size")  # half free, the rest in thirds
         missing = self.kind == "fvqa" and not self.train_path
         check(
             not missing,
@@ -193,10 +215,12 @@ class GrpoConfig:
         one_of("algorithm.aggregation", self.aggregation, "token_mean", "sequence_mean", "constant_length")
         one_of("algorithm.advantage", self.advantage, "std", "none")
         one_of("algorithm.lr_schedule", self.lr_schedule, "constant", "linear", "cosine", "sigmoid")
-        check(self.group_size >= 2, "algorithm.group_size", self.group_size, "a group needs at least 2 rollouts")
+        at_least(2, "algorithm", self, "group_size")
         fits = 1 <= self.mini_batches <= self.prompts_per_step
         check(fits, "algorithm.mini_batches", self.mini_batches, "must be between 1 and algorithm.prompts_per_step")
-        check(self.lr > 0, "algorithm.lr", self.lr, "must be positive")
+        check(0 < self.clip_low <= 1, "algorithm.clip_low", self.clip_low, "must be in (0, 1]")
+        positive("algorithm", self, "lr", "max_grad_norm", "clip_high", "constant_length", "token_budget")
+        at_least(0, "algorithm", self, "lr_warmup_steps", "weight_decay", "kl_weight", "entropy_weight")
 
 
 @dataclass
@@ -215,7 +239,8 @@ class SftConfig:
     def __post_init__(self) -> None:
         one_of("algorithm.kind", self.kind, "sft")
         one_of("algorithm.lr_schedule", self.lr_schedule, "constant", "linear", "cosine", "sigmoid", "late_linear")
-        check(self.lr > 0, "algorithm.lr", self.lr, "must be positive")
+        positive("algorithm", self, "lr", "batch_size", "max_grad_norm", "token_budget")
+        at_least(0, "algorithm", self, "lr_warmup_steps")
 
 
 @dataclass
@@ -234,9 +259,9 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         one_of("trainer.accelerator", self.accelerator, "cpu", "cuda")
-        check(self.data_workers >= 0, "trainer.data_workers", self.data_workers, "must be 0 or more")
-        for name in ("devices", "num_nodes", "max_steps", "val_every", "checkpoint_every", "episodes_every"):
-            check(getattr(self, name) > 0, f"trainer.{name}", getattr(self, name), "must be positive")
+        at_least(0, "trainer", self, "data_workers")
+        positive("trainer", self, "devices", "num_nodes", "threads")
+        positive("trainer", self, "max_steps", "val_every", "checkpoint_every", "episodes_every")
 
 
 @dataclass
@@ -264,6 +289,12 @@ class Config:
     algorithm: Any = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**32, "seed", self.seed, "must be in [0, 2^32)")
+        vllm, shown = self.rollout.vllm, 1 + self.rollout.image_searches * self.tools.thumbnails
+        remedy = f"must be at least {shown}: the question's image and the thumbnails of rollout.image_searches searches"
+        check(vllm.images_per_prompt >= shown, "rollout.vllm.images_per_prompt", vllm.images_per_prompt, remedy)
 
 
 def register() -> None:

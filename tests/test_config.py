@@ -1,0 +1,265 @@
+"""Every shipped configuration composes against the schema, and a wrong value is told with its key and a remedy."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmsr1.config import Config, ConfigError, GrpoConfig, SftConfig, register
+
+CONF = Path(__file__).parents[1] / "conf"
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+SCALES = sorted(file.stem for file in (CONF / "scale").glob("*.yaml"))
+DEFAULTS = {
+    key
+    for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    if isinstance(entry, dict)
+    for key in entry
+}
+OPTIONS = [
+    f"{'' if folder.name in DEFAULTS else '+'}{folder.name}={file.stem}"
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir() and folder.name != "hydra"
+    for file in sorted(folder.glob("*.yaml"))
+]
+FILES = ("data.train_path=train.parquet", "data.val_path=val.parquet")
+
+
+def composed(*overrides: str, conf: Path = CONF) -> Config:
+    register()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        raw = compose("config", overrides=list(overrides))
+    config: Any = OmegaConf.to_object(raw)
+    return config
+
+
+@cache
+def defaults() -> Any:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config")
+
+
+def changed(override: str) -> Config:
+    """The defaults with one value changed: quicker than composing again."""
+    config: Any = OmegaConf.to_object(OmegaConf.merge(defaults(), OmegaConf.from_dotlist([override])))
+    return config
+
+
+@cache
+def shipped(*overrides: str) -> Config:
+    return composed(*overrides, *FILES)
+
+
+def check_complete(node: Any) -> None:
+    """Every field is there, of its own class, and nothing that the schema does not know."""
+    assert set(vars(node)) == {field.name for field in fields(node)}
+    for value in vars(node).values():
+        assert value != "???"
+        if is_dataclass(value):
+            check_complete(value)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_at_every_scale(experiment: str, scale: str) -> None:
+    config = shipped(f"+experiment={experiment}", f"scale={scale}")
+    check_complete(config)
+    assert isinstance(config, Config) and config.name == experiment
+    assert isinstance(config.algorithm, GrpoConfig | SftConfig)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_what_an_experiment_says_holds_at_every_scale(experiment: str, scale: str) -> None:
+    def check_leaves(said: Any, got: Any, at: str) -> None:
+        for key, value in said.items():
+            if isinstance(value, dict):
+                check_leaves(value, getattr(got, key), f"{at}.{key}")
+            else:
+                assert getattr(got, key) == value, f"{at}.{key}"
+
+    said = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    said.pop("defaults", None)
+    check_leaves(said, shipped(f"+experiment={experiment}", f"scale={scale}"), experiment)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_group_option_composes(option: str) -> None:
+    check_complete(shipped(option))
+
+
+def test_the_tests_above_see_the_shipped_files() -> None:
+    assert set(SCALES) == {"laptop", "8xh100", "4x8h100"}
+    assert {"grpo_balanced", "grpo_no_penalty", "grpo_unbalanced", "warmup"} <= set(EXPERIMENTS)
+    assert {"model=tiny", "data=fvqa", "algorithm=sft", "+experiment=warmup", "scale=laptop"} <= set(OPTIONS)
+
+
+def test_the_laptop_is_the_default() -> None:
+    assert composed() == composed("scale=laptop")
+    config = composed()
+    assert (config.trainer.accelerator, config.trainer.devices, config.data.kind) == ("cpu", 1, "emblem")
+
+
+def test_the_large_scales_are_the_papers_run() -> None:
+    """docs/reference.md, section 4: 512 prompts x 8, mini-batches of 128, lr 2e-6, k3 KL 0.001, clip 0.2, 50 steps."""
+    for scale, nodes in (("8xh100", 1), ("4x8h100", 4)):
+        config = shipped("+experiment=grpo_balanced", f"scale={scale}")
+        grpo, rollout = config.algorithm, config.rollout
+        assert (config.trainer.devices, config.trainer.num_nodes, config.trainer.max_steps) == (8, nodes, 50)
+        assert (grpo.prompts_per_step, grpo.group_size, grpo.prompts_per_step // grpo.mini_batches) == (512, 8, 128)
+        assert (grpo.lr, grpo.kl_weight, grpo.clip_low, grpo.clip_high) == (2e-6, 0.001, 0.2, 0.2)
+        assert (rollout.turns, rollout.image_searches, rollout.text_searches) == (3, 1, 2)
+        assert (rollout.turn_tokens, rollout.temperature, rollout.top_p) == (2048, 1.0, 1.0)
+        assert config.model.path == "Qwen/Qwen2.5-VL-7B-Instruct" and config.data.kind == "fvqa"
+        assert (config.rewards.format_weight, config.rewards.search_penalty) == (0.1, 0.1)
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not is_dataclass(node):
+        return {prefix: node}
+    return {k: v for name, value in vars(node).items() for k, v in flat(value, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def test_the_experiments_differ_in_one_thing_each() -> None:
+    balanced = flat(shipped("+experiment=grpo_balanced"))
+    for other, key, value in (
+        ("no_penalty", "rewards.search_penalty", 0.0),
+        ("unbalanced", "data.mixture", "required_only"),
+    ):
+        different = {k: v for k, v in flat(shipped(f"+experiment=grpo_{other}")).items() if v != balanced[k]}
+        assert different == {"name": f"grpo_{other}", key: value}
+
+
+BAD = [
+    ("seed=-1", "seed=-1", "[0, 2^32)"),
+    ("model.dtype=float8", "model.dtype=float8", "float32, bfloat16"),
+    ("model.hidden=100", "model.hidden=100", "multiple of 64"),
+    ("model.logprob_chunk=0", "model.logprob_chunk=0", "positive"),
+    ("rollout.engine=sglang", "rollout.engine=sglang", "one of vllm"),
+    ("rollout.on_tool_failure=retry", "rollout.on_tool_failure=retry", "stop, tell"),
+    ("rollout.turns=0", "rollout.turns=0", "positive"),
+    ("rollout.image_searches=-1", "rollout.image_searches=-1", "0 or more"),
+    ("rollout.temperature=-0.5", "rollout.temperature=-0.5", "0 (greedy) or more"),
+    ("rollout.top_p=0", "rollout.top_p=0.0", "(0, 1]"),
+    ("rollout.top_p=1.5", "rollout.top_p=1.5", "(0, 1]"),
+    ("rollout.turn_tokens=512", "rollout.episode_tokens=1024", "two turns"),
+    ("rollout.vllm.max_model_len=1023", "rollout.vllm.max_model_len=1023", "rollout.episode_tokens"),
+    ("rollout.vllm.max_num_batched_tokens=9", "rollout.vllm.max_num_batched_tokens=9", "rollout.vllm.max_model_len"),
+    ("rollout.vllm.images_per_prompt=5", "rollout.vllm.images_per_prompt=5", "at least 6"),
+    ("rollout.image_searches=2", "rollout.vllm.images_per_prompt=8", "at least 11"),
+    ("tools.text_results=0", "tools.text_results=0", "positive"),
+    ("tools.thumbnails=6", "tools.thumbnails=6", "tools.image_results"),
+    ("rewards.format_weight=1.1", "rewards.format_weight=1.1", "[0, 1]"),
+    ("rewards.search_penalty=1", "rewards.search_penalty=1.0", "[0, 1)"),
+    ("rewards.penalty_mode=daily", "rewards.penalty_mode=daily", "per_question, per_call"),
+    ("rewards.match=fuzzy", "rewards.match=fuzzy", "em, subem"),
+    ("data.kind=csv", "data.kind=csv", "emblem, fvqa"),
+    ("data.mixture=even", "data.mixture=even", "balanced, required_only, natural"),
+    ("data.kind=fvqa", "data.train_path=None", "data.train_path=fvqa_train.parquet"),
+    ("data.val_size=0", "data.val_size=0", "6 or more"),
+    ("data.world.known_heldout=0", "data.world.known_heldout=0", "positive"),
+    ("algorithm.aggregation=sum", "algorithm.aggregation=sum", "token_mean, sequence_mean, constant_length"),
+    ("algorithm.advantage=mean", "algorithm.advantage=mean", "std, none"),
+    ("algorithm.lr_schedule=step", "algorithm.lr_schedule=step", "constant, linear, cosine, sigmoid"),
+    ("algorithm.group_size=1", "algorithm.group_size=1", "2 or more"),
+    ("algorithm.mini_batches=17", "algorithm.mini_batches=17", "algorithm.prompts_per_step"),
+    ("algorithm.mini_batches=0", "algorithm.mini_batches=0", "between 1"),
+    ("algorithm.lr=0", "algorithm.lr=0.0", "positive"),
+    ("algorithm.clip_low=0", "algorithm.clip_low=0.0", "(0, 1]"),
+    ("algorithm.kl_weight=-1", "algorithm.kl_weight=-1.0", "0 or more"),
+    ("algorithm.token_budget=0", "algorithm.token_budget=0", "positive"),
+    ("trainer.accelerator=tpu", "trainer.accelerator=tpu", "cpu, cuda"),
+    ("trainer.devices=0", "trainer.devices=0", "positive"),
+    ("trainer.max_steps=-3", "trainer.max_steps=-3", "positive"),
+    ("logger.mode=sometimes", "logger.mode=sometimes", "online, offline"),
+]
+
+
+@pytest.mark.parametrize(("override", "named", "remedy"), BAD, ids=[override for override, *_ in BAD])
+def test_a_value_that_makes_no_sense_is_told_with_key_value_and_remedy(override: str, named: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(override)
+    message = str(caught.value)
+    assert message.startswith(f"{named}: ") and remedy in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["rollout.top_p=1", "rollout.turn_tokens=511", "tools.thumbnails=0", "rewards.search_penalty=0", "seed=4294967295"],
+)
+def test_values_at_the_edge_are_taken(override: str) -> None:
+    key, _, value = override.partition("=")
+    assert flat(changed(override))[key] == float(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("sed=1", "sed"),
+        ("rollout.turn=3", "rollout.turn"),
+        ("rollout.vllm.max_seqs=3", "rollout.vllm.max_seqs"),
+        ("data.world.known=3", "data.world.known"),
+        ("algorithm.muon_lr=0.1", "algorithm.muon_lr"),
+        ("scael=laptop", "scael"),
+    ],
+)
+def test_a_key_that_is_not_there_is_named(override: str, key: str) -> None:
+    with pytest.raises(ConfigCompositionException, match=f"'{key}'"):
+        composed(override)
+
+
+@pytest.mark.parametrize("override", ["seed=abc", "rollout.turns=1.5", "algorithm.lr=fast", "model.freeze_vision=3.5"])
+def test_a_value_of_the_wrong_type_is_refused(override: str) -> None:
+    with pytest.raises((ConfigCompositionException, OmegaConfBaseException)) as caught:
+        composed(override)
+    chain = f"{caught.value} {caught.value.__cause__}"
+    assert override.partition("=")[0] in chain and override.partition("=")[2] in chain
+
+
+@pytest.fixture
+def with_experiment(tmp_path: Path) -> Any:
+    """The shipped configuration and one more experiment."""
+    shutil.copytree(CONF, tmp_path / "conf")
+
+    def make(text: str) -> Config:
+        (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(f"# @package _global_\nname: mine\n{text}")
+        return composed("+experiment=mine", conf=tmp_path / "conf")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("data: {mixturee: balanced}", "mixturee"),
+        ("algorithm: {lrr: 0.1}", "lrr"),
+        ("rewads: {match: em}", "rewads"),
+        ("rollout: {vllm: {max_nun_seqs: 1}}", "max_nun_seqs"),
+        ("data: {world: {graaded: 1}}", "graaded"),
+        ("maxsteps: 3", "maxsteps"),
+    ],
+)
+def test_a_typo_in_an_experiment_file_fails_with_the_keys_name(with_experiment: Any, text: str, key: str) -> None:
+    with pytest.raises(ConfigCompositionException, match=f"experiment/mine(.|\n)*'{key}'"):
+        with_experiment(text)
+
+
+def test_a_missing_option_in_an_experiment_file_is_named(with_experiment: Any) -> None:
+    with pytest.raises(MissingConfigException, match="algorithm/ppo"):
+        with_experiment("defaults:\n  - override /algorithm: ppo\n")
+
+
+def test_a_new_experiment_file_needs_only_its_difference(with_experiment: Any) -> None:
+    config = with_experiment("rewards: {search_penalty: 0.5}")
+    assert config.rewards.search_penalty == 0.5 and config.algorithm == composed().algorithm
