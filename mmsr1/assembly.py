@@ -43,7 +43,10 @@ from mmsr1.types import Example
 
 
 def world_spec(config: Config) -> WorldSpec:
-    return WorldSpec(**asdict(config.data.world))
+    try:
+        return WorldSpec(**asdict(config.data.world))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def emblem_store(config: Config) -> EmblemStore:

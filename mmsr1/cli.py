@@ -18,7 +18,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -45,11 +45,11 @@ def run_command(job: Callable[[Config, Path], None]) -> None:
     failed: list[Path] = []
 
     @hydra.main(version_base="1.3", config_path=conf, config_name="config")
-    def task(raw: DictConfig) -> None:
+    def task(raw: Any) -> None:
         settings = HydraConfig.get()
         output = Path(settings.runtime.output_dir)
         if settings.mode == RunMode.MULTIRUN:
-            failed.extend(_in_own_process(list(settings.overrides.task), output))
+            failed.extend(_in_own_process(list(settings.overrides.task), output, full_errors))
             return
         with _mistakes_in_one_line(full_errors, output):  # here already: Hydra would announce what reaches it
             job(checked(raw), output)
@@ -81,7 +81,7 @@ def refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def checked(raw: DictConfig) -> Config:
+def checked(raw: Any) -> Config:
     """The typed configuration. Raises ConfigError for a value that makes no sense or a file that is not there."""
     config: Any = OmegaConf.to_object(raw)
     _check_keys(config)
@@ -152,8 +152,9 @@ def _explain_value(text: str, detail: str) -> str:
 
 
 def _as_typed(key: str) -> str:
-    """`key=value` if it was given on the command line, else the key."""
-    return next((arg.lstrip("+~") for arg in sys.argv[1:] if arg.lstrip("+~").startswith(f"{key}=")), key)
+    """`key=value` as given on the command line (perhaps with more of a key), else the key."""
+    arguments = [argument.lstrip("+~") for argument in sys.argv[1:]]
+    return next((argument for argument in arguments if argument.startswith((f"{key}=", f"{key}."))), key)
 
 
 def _options(text: str) -> list[str]:
@@ -185,10 +186,11 @@ def _remove_empty(folder: Path) -> None:
         return
 
 
-def _in_own_process(overrides: list[str], output: Path) -> list[Path]:
+def _in_own_process(overrides: list[str], output: Path, full_errors: bool) -> list[Path]:
     """Run one job of a sweep; returns its folder if it failed."""
     command = [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={output}"]
-    status = subprocess.run(command, check=False).returncode
+    environment = os.environ | {"HYDRA_FULL_ERROR": str(int(full_errors))}
+    status = subprocess.run(command, env=environment, check=False).returncode
     if status:
         sys.stderr.write(f"job {output} ended with status {status}; the sweep goes on\n")
     return [output] if status else []
