@@ -65,7 +65,8 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
         for cut in range(1, len(token))
         if token[:cut] in ranks and token[cut:] in ranks
     ]
-    tokenizer = Qwen2Tokenizer({spelt[token]: rank for token, rank in ranks.items()}, merges)
+    vocabulary = {spelt[token]: rank for token, rank in ranks.items()}
+    tokenizer = Qwen2Tokenizer(vocabulary, merges)  # pyright: ignore[reportArgumentType]  (pairs are what it takes)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ORDINARY])
     tokenizer.eos_token = "<|im_end|>"

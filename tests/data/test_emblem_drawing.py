@@ -53,7 +53,7 @@ def test_a_mark_moves_by_at_most_the_shift() -> None:
     offsets = set()
     for seed in range(300):
         dark = np.argwhere(
-            pixels((code,) * 4, seed, Jitter(shift=2, gain=0.0, noise=0.0))[:HALF, :HALF].max(axis=-1) < 20
+            pixels((code, code, code, code), seed, Jitter(shift=2, gain=0.0, noise=0.0))[:HALF, :HALF].max(axis=-1) < 20
         )
         offsets.add(tuple(dark.mean(axis=0) - centre))
     assert offsets == {(float(y), float(x)) for y in range(-2, 3) for x in range(-2, 3)}
@@ -70,5 +70,5 @@ def test_the_gain_scales_the_whole_picture_within_its_bounds() -> None:
 
 
 def test_the_noise_has_its_standard_deviation() -> None:
-    difference = pixels((8,) * 4, 1, Jitter(shift=0, gain=0.0, noise=6.0)) - pixels((8,) * 4)
+    difference = pixels((8, 8, 8, 8), 1, Jitter(shift=0, gain=0.0, noise=6.0)) - pixels((8, 8, 8, 8))
     assert 5.7 < difference[:, :, 1:].std() < 6.3 and abs(difference.mean()) < 1

@@ -12,7 +12,8 @@ from mmsr1.types import Example, SearchNeed
 
 def pool(free: int = 0, required: int = 0, unlabelled: int = 0) -> list[Example]:
     kinds: tuple[SearchNeed, ...] = ("text", "image", "both", "required")
-    needs: list[SearchNeed] = ["free"] * free + [kinds[i % 4] for i in range(required)] + ["unknown"] * unlabelled
+    needs: list[SearchNeed] = [kinds[i % 4] for i in range(required)]
+    needs = [*("free" for _ in range(free)), *needs, *("unknown" for _ in range(unlabelled))]
     return [Example(f"{need}-{i}", "what?", (), "x", (), need, "test") for i, need in enumerate(needs)]
 
 

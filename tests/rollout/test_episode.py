@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,12 +39,12 @@ def tools(image: Any = SHOWN, text: Any = TOLD) -> dict[Any, MemoryTool]:
 
 
 class Play:
-    """One episode with a script of turns, and what the engine and the tools saw of it."""
+    """One episode with a script of turns (or an engine), and what engine and tools saw of it."""
 
     def __init__(
         self,
         tokenizer: Any,
-        turns: Sequence[str | EngineFailure] | Any,
+        turns: Any,
         searches: Mapping[Any, Any] | None = None,
         limits: Limits = LIMITS,
         asked: Example | None = None,
@@ -53,7 +53,7 @@ class Play:
         prompts: str = "emblem",
     ) -> None:
         self.renderer = make_renderer(tokenizer, prompts)
-        self.engine = turns if hasattr(turns, "generate") else ScriptedEngine(turns, tokenizer)
+        self.engine: Any = turns if hasattr(turns, "generate") else ScriptedEngine(turns, tokenizer)
         self.tools = tools() if searches is None else searches
         self.example = asked or example()
         self.episode: Episode = asyncio.run(

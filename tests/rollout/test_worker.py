@@ -50,7 +50,7 @@ class CrowdEngine(ScriptedEngine):
 
 @contextmanager
 def working(engine: Any, tool: MemoryTool, tokenizer: Any, **options: Any) -> Iterator[RolloutWorker]:
-    worker = RolloutWorker(engine, {"image_search": tool}, make_renderer(tokenizer), LIMITS, **({"seed": 0} | options))
+    worker = RolloutWorker(engine, {"image_search": tool}, make_renderer(tokenizer), LIMITS, **{"seed": 0, **options})
     try:
         yield worker
     finally:
