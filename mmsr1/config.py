@@ -55,7 +55,12 @@ class ModelConfig:
         one_of("model.dtype", self.dtype, "float32", "bfloat16")
         one_of("model.export_dtype", self.export_dtype, "float32", "float16", "bfloat16")
         positive("model", self, "logprob_chunk", "hidden", "layers", "vision_hidden", "vision_depth")
-        check(self.hidden % 64 == 0, "model.hidden", self.hidden, "must be a multiple of 64 (4 heads with M-RoPE)")
+        check(
+            self.hidden % 128 == 0,
+            "model.hidden",
+            self.hidden,
+            "must be a multiple of 128 (4 heads as vLLM takes them)",
+        )
 
 
 @dataclass

@@ -144,7 +144,7 @@ def test_the_experiments_differ_in_one_thing_each() -> None:
 BAD = [
     ("seed=-1", "seed=-1", "[0, 2^32)"),
     ("model.dtype=float8", "model.dtype=float8", "float32, bfloat16"),
-    ("model.hidden=100", "model.hidden=100", "multiple of 64"),
+    ("model.hidden=64", "model.hidden=64", "multiple of 128"),
     ("model.logprob_chunk=0", "model.logprob_chunk=0", "positive"),
     ("rollout.engine=sglang", "rollout.engine=sglang", "one of vllm"),
     ("rollout.on_tool_failure=retry", "rollout.on_tool_failure=retry", "stop, tell"),

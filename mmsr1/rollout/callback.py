@@ -115,14 +115,13 @@ class RolloutCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = batch.step + 1
+        step = self.steps_done = batch.step + 1
         seconds = {"seconds_train": time.perf_counter() - self._pending.pop("started")}
         validates = step % self.schedule.val_every == 0 or step == trainer.num_training_batches
         if self.buffer is not None or validates:
             seconds["seconds_sync"] = self._sync(pl_module, step)
         self._log_train(trainer, pl_module, step, {**self._pending, **seconds})
         self._pending = {}
-        self.steps_done = step
         if validates:
             self.final = self._validate(trainer, step)
         self._checkpoint(trainer, step, validates)
@@ -133,6 +132,8 @@ class RolloutCallback(Callback):
         rolled = self.worker.rollout(
             examples, size, self.sampling, split, step, on_episode=lambda episode: self.progress.advance()
         )
+        if rolled and all(episode.stop == "engine_failure" for episodes in rolled for episode in episodes):
+            raise RuntimeError(f"the engine failed in each of {len(rolled) * size} {split} episodes of step {step}")
         for exchange in (call for episodes in rolled for episode in episodes for call in episode.calls):
             self.cost_usd_uncached += exchange.result.cost_usd
             self.cost_usd += 0.0 if exchange.result.cached else exchange.result.cost_usd

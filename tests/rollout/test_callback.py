@@ -309,7 +309,7 @@ def test_episodes_whose_tool_failed_are_kept_from_training_and_counted(tiny, tmp
 
 def test_episodes_whose_engine_failed_are_kept_from_training(tiny, tmp_path):
     def answer(prompt: TokenPrompt, sampling: Sampling) -> str | EngineFailure:
-        return EngineFailure("too long") if sampling.seed % 2 else RIGHT
+        return EngineFailure("too long") if sampling.seed % 3 == 0 else RIGHT
 
     done = Rehearsal(tiny, tmp_path, answer=answer).fit()
     failures = 0
@@ -372,6 +372,13 @@ def test_training_on_another_steps_groups_is_refused_and_the_engine_is_closed(ti
         rehearsal.fit()
     assert rehearsal.engine.closed
     assert [*rehearsal.rows("val")] == [0] and rehearsal.rows("train") == {}
+
+
+def test_an_engine_that_answers_nothing_stops_the_run(tiny, tmp_path):
+    rehearsal = Rehearsal(tiny, tmp_path, answer=lambda prompt, sampling: EngineFailure("gone"))
+    with pytest.raises(RuntimeError, match="failed in each of 4 val episodes of step 0"):
+        rehearsal.fit()
+    assert rehearsal.engine.closed and not rehearsal.module.groups
 
 
 def test_an_engine_that_does_not_start_is_the_error_one_sees(tiny, tmp_path):
