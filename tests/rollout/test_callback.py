@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint import load
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from mmsr1.evaluation import scorecard
 from mmsr1.models.buffer import RolloutBuffer
