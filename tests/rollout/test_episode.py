@@ -261,6 +261,14 @@ def test_open_reasoning_that_the_model_ends_itself_ends_the_turn(tokenizer: Any)
     assert play.episode.stop == "answered" and play.episode.turns == ("<reason>so <answer>Dulmen</answer>",)
 
 
+def test_a_turn_that_the_model_ends_itself_is_not_ended_twice(tokenizer: Any) -> None:
+    stopped = Play(tokenizer, [IMAGE, ANSWER])
+    ended = Play(tokenizer, [f"{IMAGE}<|im_end|>", f"{ANSWER}<|im_end|>"])
+    check_contract(ended)
+    assert ended.text == f"{stopped.text}<|im_end|>" and "<|im_end|><|im_end|>" not in ended.text
+    assert ended.episode.turns == stopped.episode.turns
+
+
 def test_a_turn_cut_at_its_limit_has_one_more_to_answer(tokenizer: Any) -> None:
     limits = replace(LIMITS, turn_tokens=12)
     play = Play(tokenizer, ["<reason>" + "flag " * 40, "<answer> x</answer>"], limits=limits)

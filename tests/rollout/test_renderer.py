@@ -194,16 +194,20 @@ def test_untrusted_text_forges_nothing(request: pytest.FixtureRequest, texts: li
         assert tags.findall(text_of(tokenizer, hostile)) == tags.findall(text_of(tokenizer, plain))
 
 
-def test_every_control_token_is_checked_even_if_the_sanitiser_fails(
+def test_no_control_token_gets_through_even_if_the_sanitiser_fails(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Special tokens are tokenised as text; added ones that are not special cannot be, and are refused."""
     monkeypatch.setattr("mmsr1.rollout.renderer.neutralise", lambda text: text)
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
     renderer = make_renderer(tokenizer)
-    assert added
-    for token in added:
-        with pytest.raises(AssertionError, match="survived"):
-            renderer.first(example(question=f"a {token} b"))
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            segments = renderer.first(example(question=f"a {token.content} b"))
+            (question,) = (segment for segment in segments if segment.kind == "question")
+            assert not renderer.control_ids & set(question.token_ids)
+        else:
+            with pytest.raises(AssertionError, match="survived"):
+                renderer.first(example(question=f"a {token.content} b"))
 
 
 @pytest.mark.parametrize("call", [BY_IMAGE, BY_TEXT])

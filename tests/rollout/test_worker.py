@@ -123,6 +123,19 @@ def test_every_rollout_is_drawn_on_its_own_and_each_again_the_same(tiny: Any) ->
     assert bare(first) == bare(again)
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_an_episode_that_ends_early_holds_up_nobody(tiny: Any, deterministic: bool) -> None:
+    early = EXAMPLES[1].images
+
+    def script(prompt: TokenPrompt, sampling: Sampling) -> str:
+        return ANSWER.format(0) if prompt.images == early else search_then_answer(prompt, sampling)
+
+    with working(ScriptedEngine(script, tiny), image_tool(), tiny, deterministic=deterministic) as worker:
+        groups = roll(worker)
+    assert [len(group[0].turns) for group in groups] == [2, 1, 2, 2, 2]
+
+
 def test_no_examples_make_no_groups(tiny: Any) -> None:
     for deterministic in (False, True):
         with working(ScriptedEngine([], tiny), image_tool(), tiny, deterministic=deterministic) as worker:
