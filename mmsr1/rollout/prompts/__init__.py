@@ -80,5 +80,5 @@ def load_prompts(name_or_path: str) -> Prompts:
         lacks, unknown = sorted(wanted - got), sorted(got - wanted)
         raise ValueError(f"rollout.prompts={name_or_path}: lacks keys {lacks}, has unknown keys {unknown}")
     if not_text := [key for key, value in table.items() if not isinstance(value, str)]:
-        raise ValueError(f"rollout.prompts={name_or_path}: {not_text} must be texts; quote them (\"\" for none)")
+        raise ValueError(f'rollout.prompts={name_or_path}: {not_text} must be texts; quote them ("" for none)')
     return Prompts(**table)
