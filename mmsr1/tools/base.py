@@ -33,7 +33,6 @@ class Tool(Protocol[QueryT]):
     def name(self) -> ToolName:
         """The kind of search, as episodes and metrics name it."""
         ...
-        ...
 
     @property
     def backend(self) -> str:
@@ -42,11 +41,9 @@ class Tool(Protocol[QueryT]):
         written to disk, so it holds no secret.
         """
         ...
-        ...
 
     async def __call__(self, query: QueryT) -> ToolResult:
         """Results in rank order; `latency_s` are the wall seconds of this call."""
-        ...
         ...
 
 
