@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsr1.cli import run_command
-from mmsr1.config import Config
+from mmsr1.config import Config, check
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -32,6 +32,8 @@ def main(config: Config, output: Path) -> None:
     """One training job; its run directory is complete also after a failure or an interrupt."""
     from mmsr1.environment import prepare_process
 
+    processes = config.trainer.devices * config.trainer.num_nodes
+    check(processes == 1, "trainer.devices", processes, "rollouts are not shared out among processes yet; use 1")
     prepare_process(config.trainer.threads)
     from omegaconf import OmegaConf
 
@@ -71,7 +73,7 @@ def train(config: Config, run: RunDirectory) -> str:
         progress.say(f"run directory: {run.path}")
         progress.begin("data", 1)
         examples, validation, skipped = assembly.training_examples(config)
-        for line in assembly.skipped_rows(skipped):
+        for line in (*assembly.skipped_rows(skipped), *assembly.remarks(config)):
             progress.say(line)
         files = assembly.policy_files(config)
         tools = assembly.search_tools(config)
@@ -94,9 +96,8 @@ def train(config: Config, run: RunDirectory) -> str:
             return "interrupted"
         finally:
             _summary(run, callback, assembly.tool_counts(tools), len(skipped), time.perf_counter() - started)
-        assembly.save_policy(
-            run.path / "policy", files, dict(module.full_weights()), getattr(torch, config.model.export_dtype)
-        )
+        export_dtype = getattr(torch, config.model.export_dtype)
+        assembly.save_policy(run.path / "policy", files, dict(module.full_weights()), export_dtype)
     progress.closing(callback.initial, callback.final, str(run.path))
     return "finished"
 
@@ -112,6 +113,8 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any) -> tuple[Polic
     from mmsr1.models.sft_module import SFTModule
 
     algorithm, steps, frozen = config.algorithm, config.trainer.max_steps, config.model.freeze_vision
+    if config.model.activation_checkpointing:
+        files.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(files.model, config.model.logprob_chunk)
     optim = assembly.optim_spec(algorithm, steps)
     if algorithm.kind == "sft":
@@ -143,7 +146,7 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any) -> tuple[Polic
 
 
 def _trainer(config: Config, run_path: Path, callback: RolloutCallback) -> Trainer:
-    """FSDP2 is the only distribution path, from one CPU process up."""
+    """One strategy on every machine; what it shards is up to `PolicyModule.configure_model`."""
     from lightning import Trainer
     from lightning.pytorch.loggers import WandbLogger
     from lightning.pytorch.strategies import ModelParallelStrategy

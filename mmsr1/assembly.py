@@ -219,8 +219,17 @@ def starting_weights(config: Config, files: PolicyFiles, run: Path) -> Path:
         return Path(config.model.path)
     import torch
 
-    save_policy(run / "policy", files, None, torch.float32)
-    return run / "policy"
+    save_policy(run / "start", files, None, torch.float32)
+    return run / "start"
+
+
+def remarks(config: Config) -> Iterator[str]:
+    """What a user should know of this configuration before its run."""
+    data = config.data
+    if data.kind == "fvqa":
+        yield "tools: both searches look into the built-in emblem world, which knows nothing of other data"
+        if not data.val_path:
+            yield "data.val_path is not given: validation asks the training questions, so nothing is held out"
 
 
 def skipped_rows(bad: Sequence[BadRow]) -> Iterator[str]:

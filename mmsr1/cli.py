@@ -128,7 +128,7 @@ def explain(error: Exception) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{group or 'config'}={option}: there is no such option; {hint}available: {', '.join(options) or 'none'}"
     if group := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"{_as_typed(group[1])}: no such config group; --help lists them (experiment and study need a leading +)"
+        return f"{_as_typed(group[1])}: no such config group; --help lists them (experiment needs a leading +)"
     if group := re.search(r"Multiple values for (\w+)", text):
         return f"{_as_typed(group[1])}: the group has a default already; leave out the +"
     return _explain_value(text, str(error.__cause__ or error))
@@ -190,7 +190,12 @@ def _in_own_process(overrides: list[str], output: Path, full_errors: bool) -> li
     """Run one job of a sweep; returns its folder if it failed."""
     command = [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={output}"]
     environment = os.environ | {"HYDRA_FULL_ERROR": str(int(full_errors))}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    job = subprocess.Popen(command, env=environment)
+    try:
+        status = job.wait()
+    except KeyboardInterrupt:  # the terminal sent it to the job too, which now writes its summary and report
+        job.wait()
+        raise
     if status:
         sys.stderr.write(f"job {output} ended with status {status}; the sweep goes on\n")
     return [output] if status else []

@@ -167,7 +167,10 @@ class WorldConfig:
 
 @dataclass
 class DataConfig:
-    """`kind` emblem: the built-in world under `root`; fvqa: parquet files of the published format."""
+    """`kind` emblem: the built-in world under `root`; fvqa: parquet files of the published format.
+
+    `train_size` is the number of search-free questions of the built-in world, and of search-required ones.
+    """
 
     kind: str = MISSING
     root: str = MISSING

@@ -19,6 +19,7 @@ from mmsr1.types import Example, Picture, SearchNeed
 
 # The published set knows search_free and search_required; the others are ours, for sets labelled by kind.
 _CATEGORIES: dict[str, SearchNeed] = {f"search_{need}": need for need in get_args(SearchNeed) if need != "unknown"}
+_LONGEST = 200  # Qwen2.5-VL's image processor takes no longer shape
 _SCHEMA = pa.schema(
     [
         ("prompt", pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))),
@@ -103,7 +104,9 @@ def _example(row: dict[str, Any], position: int, path: Path) -> Example | BadRow
     pictures = tuple(Picture(image.get("bytes") or b"") for image in row["images"])
     try:
         for picture in pictures:
-            decode(picture)
+            width, height = decode(picture).size
+            if max(width, height) > _LONGEST * min(width, height):
+                return BadRow(position, id, f"broken image: {width}x{height} is longer than {_LONGEST}:1")
         aliases = _aliases(row["reward_model"].get("candidate_answers"))
     except BadPicture as error:
         return BadRow(position, id, f"broken image: {error}")

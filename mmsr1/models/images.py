@@ -18,15 +18,15 @@ class ImageFeatures:
     """Patches and grid of a picture, as Qwen2.5-VL's processor makes them.
 
     `processor` is the library's image processor (its PIL version: torchvision's would differ in the last bits from
-    what the engine computes on machines without it), `decode` the project's safe decoder. The patches of the last
-    `capacity` pictures are kept.
+    what the engine computes on machines without it), `decode` the project's safe decoder. The patches of recent
+    pictures are kept, up to `capacity_bytes`.
     """
 
-    def __init__(self, processor: Any, decode: Callable[[Picture], Image], capacity: int = 4096) -> None:
+    def __init__(self, processor: Any, decode: Callable[[Picture], Image], capacity_bytes: int = 2**30) -> None:
         self._processor = processor
         self._decode = decode
         self._merge = int(processor.merge_size) ** 2
-        self._capacity = capacity
+        self._room = capacity_bytes
         self._cache: OrderedDict[str, tuple[Float[Tensor, "P D"], tuple[int, int, int]]] = OrderedDict()
 
     def __call__(self, picture: Picture) -> tuple[Float[Tensor, "P D"], tuple[int, int, int]]:
@@ -35,8 +35,9 @@ class ImageFeatures:
             out = self._processor(images=[self._decode(picture)], return_tensors="pt")
             t, h, w = (int(n) for n in out["image_grid_thw"][0])
             self._cache[picture.digest] = (out["pixel_values"].to(torch.float32), (t, h, w))
-            if len(self._cache) > self._capacity:
-                self._cache.popitem(last=False)
+            self._room -= self._cache[picture.digest][0].nbytes
+            while self._room < 0 and len(self._cache) > 1:
+                self._room += self._cache.popitem(last=False)[1][0].nbytes
         self._cache.move_to_end(picture.digest)
         return self._cache[picture.digest]
 

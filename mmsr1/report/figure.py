@@ -127,7 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run_dir", type=Path, help="folder of one run (it holds run.json)")
     parser.add_argument("--out", type=Path, required=True, help="file to write; .png or .svg")
     options = parser.parse_args(arguments)
-    sys.stdout.write(f"{draw_figure(options.run_dir, options.out)}\n")
+    try:
+        target = draw_figure(options.run_dir, options.out)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    sys.stdout.write(f"{target}\n")
 
 
 if __name__ == "__main__":

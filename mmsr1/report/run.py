@@ -128,7 +128,11 @@ def _duration(seconds: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write report.html into a run directory.")
     parser.add_argument("run_dir", type=Path, help="folder of one run (it holds run.json)")
-    target = write_report(parser.parse_args(arguments).run_dir)
+    run_dir = parser.parse_args(arguments).run_dir
+    try:
+        target = write_report(run_dir)
+    except FileNotFoundError as error:
+        parser.error(str(error))
     sys.stdout.write(f"{target}\n")
 
 

@@ -91,6 +91,8 @@ def main(arguments: Sequence[str]) -> int:
         traces, bad_lines = _read(arguments[0])
     except OSError as error:
         return _refuse(f"{arguments[0]!r}: {error.strerror}; give a file of recorded traces: {_USAGE}")
+    if bad_lines and not traces:
+        return _refuse(f"{arguments[0]!r}: none of {bad_lines} lines is a recorded trace: {_USAGE}")
     scored = [rescore(trace, RewardSpec()) for trace in traces]
     rows = [*scored, {"totals": totals(traces, scored, bad_lines)}]
     return _write(json.dumps(row) for row in rows)

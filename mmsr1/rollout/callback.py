@@ -137,10 +137,12 @@ class RolloutCallback(Callback):
         for exchange in (call for episodes in rolled for episode in episodes for call in episode.calls):
             self.cost_usd_uncached += exchange.result.cost_usd
             self.cost_usd += 0.0 if exchange.result.cached else exchange.result.cost_usd
-        return tuple(self._group(example, episodes, step) for example, episodes in zip(examples, rolled, strict=True))
+        # Validation is judged by the full penalty, or its first and last figures could not be compared.
+        penalty_step = step if split == "train" else self.rewards.penalty_warmup_steps
+        return tuple(self._group(e, episodes, penalty_step) for e, episodes in zip(examples, rolled, strict=True))
 
-    def _group(self, example: Example, episodes: Sequence[Episode], step: int) -> Group:
-        rewards = [score(example, episode, self.rewards, step) for episode in episodes]
+    def _group(self, example: Example, episodes: Sequence[Episode], penalty_step: int) -> Group:
+        rewards = [score(example, episode, self.rewards, penalty_step) for episode in episodes]
         trained = [episode.stop not in UNTRAINED and not _tool_failed(episode) for episode in episodes]
         return make_group(example, episodes, rewards, trained, self.normalise)
 

@@ -1,6 +1,6 @@
 """The episode loop: one coroutine from an example to a finished conversation.
 
-Training, evaluation, baselines and the demo all call `run_episode`; a slow tool delays its own episode only. Whatever
+Whatever rolls out calls `run_episode`; a slow tool delays its own episode only. Whatever
 goes wrong ends up in `Episode.stop` or in the status of a call, never in an exception.
 """
 
@@ -131,9 +131,9 @@ async def _take_turn(
         said.append(Segment("sampled", completion.token_ids, trusted=False, sampled=sampled))
         room -= len(completion.token_ids)
         text = renderer.decode([token for segment in said for token in segment.token_ids])
-        ended = bool(completion.token_ids) and completion.token_ids[-1] == renderer.end_of_turn
-        if completion.finish == "stop" and (ended or not is_open_reason(text)):
-            return _Turn(tuple(said), text, cut=False, ended=ended)
+        final = completion.token_ids[-1] if completion.token_ids else None
+        if completion.finish == "stop" and (final in renderer.special_ids or not is_open_reason(text)):
+            return _Turn(tuple(said), text, cut=False, ended=final == renderer.end_of_turn)
     return _Turn(tuple(said), text, cut=True, ended=False)
 
 

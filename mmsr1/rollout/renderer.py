@@ -15,7 +15,6 @@ from mmsr1.tools.sanitize import neutralise
 from mmsr1.types import Example, Picture, Segment, SegmentKind, ToolCall, ToolItem, ToolResult
 
 IMAGE_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-BANNED_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 _TURN_END, _ASSISTANT = "<|im_end|>\n", "<|im_start|>assistant\n"
 
 
@@ -30,6 +29,7 @@ class Renderer:
         self.prompts = prompts
         self.image_tokens = image_tokens
         self.control_ids = frozenset(tokenizer.added_tokens_decoder)
+        self.special_ids = frozenset(tokenizer.all_special_ids)
         self.end_of_turn = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
         self._literals: dict[str, tuple[int, ...]] = {}
 

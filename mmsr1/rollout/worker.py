@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -53,8 +54,15 @@ class RolloutWorker:
         step: int,
         on_episode: Callable[[Episode], None] = lambda episode: None,
     ) -> list[tuple[Episode, ...]]:
-        """`group_size` episodes of every example, in order. `on_episode` is called on the loop's thread."""
-        jobs = [(example, rollout) for example in examples for rollout in range(group_size)]
+        """`group_size` episodes of every example, in order. `on_episode` is called on the loop's thread.
+
+        Rollouts of an example that is there more than once are numbered on, so that they draw differently.
+        """
+        before: Counter[str] = Counter()
+        jobs: list[Job] = []
+        for example in examples:
+            jobs += [(example, before[example.id] + rollout) for rollout in range(group_size)]
+            before[example.id] += group_size
         episodes = self._wait(self._gather(jobs, sampling, split, step, on_episode))
         return [tuple(episodes[i : i + group_size]) for i in range(0, len(episodes), group_size)]
 

@@ -1,8 +1,7 @@
 """What a search tool is, and the guard that turns its failures into data.
 
-    tool(query) = budget( cache( rate limit( retry( back end )))) (query)
-
-Every layer has the same shape, so layers are put together by plain calls and each is tested alone.
+A back end and whatever wraps it (today the cache) have the same shape, so layers are put together by plain calls and
+each is tested alone.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def test_a_picture_is_processed_once_whatever_object_holds_it():
 
 def test_beyond_the_capacity_the_picture_not_used_for_longest_goes():
     counted = Counted()
-    features = ImageFeatures(counted, decode, capacity=2)
+    features = ImageFeatures(counted, decode, capacity_bytes=100_000)  # not all three sizes at once: 19, 38, 75 kB
     for size in ((28, 28), (56, 28), (28, 28), (56, 56), (28, 28), (56, 28)):
         features(picture(1, *size))
     assert counted.sizes == [(28, 28), (56, 28), (56, 56), (56, 28)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,7 +48,6 @@ def open_store(
     train_size: int,
     val_size: int,
     thumbnail_edge: int,
-    on_build: Callable[[str], None] = lambda what: None,
 ) -> EmblemStore:
     """The world of `spec`, built now if it is not there yet; several processes may ask at once."""
     key = json.dumps([_LAYOUT, asdict(spec), train_size, val_size, thumbnail_edge])
@@ -60,16 +58,13 @@ def open_store(
             scratch = root / f".{target.name}.building"
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
-            _build(EmblemStore(scratch), spec, train_size, val_size, thumbnail_edge, on_build)
+            _build(EmblemStore(scratch), spec, train_size, val_size, thumbnail_edge)
             scratch.rename(target)
     return EmblemStore(target)
 
 
-def _build(
-    store: EmblemStore, spec: WorldSpec, train_size: int, val_size: int, edge: int, on_build: Callable[[str], None]
-) -> None:
+def _build(store: EmblemStore, spec: WorldSpec, train_size: int, val_size: int, edge: int) -> None:
     world = World(spec)
-    on_build("questions")
     splits = {
         "train": train_examples(world, train_size),
         "heldout": heldout_examples(world, val_size),
@@ -80,7 +75,6 @@ def _build(
         write_fvqa(store.split(name), examples)
     with (store.root / "entities.jsonl").open("w") as out:
         out.writelines(json.dumps(asdict(entity)) + "\n" for entity in world.entities)
-    on_build("indexes")
     found = [Passage(*row) for entity in world.entities for row in passages(entity)]
     with (store.root / "passages.jsonl").open("w") as out:
         out.writelines(json.dumps(asdict(passage)) + "\n" for passage in found)
