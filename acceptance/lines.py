@@ -61,7 +61,9 @@ def command(
     )
     seconds = time.perf_counter() - start
     if check and result.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {result.returncode}: {result.stderr[-2000:]}")
+        raise RuntimeError(
+            f"{' '.join(arguments)} ended with {result.returncode}: {(result.stdout + result.stderr)[-2000:]}"
+        )
     return result, seconds
 
 
