@@ -334,5 +334,6 @@ def test_an_interrupted_run_from_nothing_is_left_readable(folder):
     assert rows[0]["zero_advantage_groups"] == 2 and rows[0]["tokens_trained"] == 0
     assert run.read_summary()["steps"] in (len(rows), len(rows) + 1)  # the signal may fall between update and metrics
     assert len(run.read_episodes("val", 0)) == VAL_SIZE
-    assert json.loads((run.path / "policy" / "config.json").read_text())["model_type"] == "qwen2_5_vl"
+    assert json.loads((run.path / "start" / "config.json").read_text())["model_type"] == "qwen2_5_vl"
+    assert not (run.path / "policy").exists()  # that name is for trained weights
     assert (run.path / "report.html").exists()
