@@ -73,7 +73,7 @@ def train(config: Config, run: RunDirectory) -> str:
         progress.say(f"run directory: {run.path}")
         progress.begin("data", 1)
         examples, validation, skipped = assembly.training_examples(config)
-        for line in (*assembly.skipped_rows(skipped), *assembly.remarks(config)):
+        for line in (*assembly.skipped_rows(skipped), *assembly.remarks(config, examples)):
             progress.say(line)
         files = assembly.policy_files(config)
         tools = assembly.search_tools(config)

@@ -136,6 +136,7 @@ def rollout_worker(config: Config, files: PolicyFiles, tools: Mapping[Any, Any],
         enforce_eager=vllm.enforce_eager,
         engine_args=vllm.extra,
         reset_encoder_cache=rollout.reset_encoder_cache,
+        pixels=files.patches.fitted,
     )
     limits = Limits(
         turns=rollout.turns,
@@ -223,11 +224,13 @@ def starting_weights(config: Config, files: PolicyFiles, run: Path) -> Path:
     return run / "start"
 
 
-def remarks(config: Config) -> Iterator[str]:
+def remarks(config: Config, found: Sequence[Example]) -> Iterator[str]:
     """What a user should know of this configuration before its run."""
     data = config.data
     if data.kind == "fvqa":
         yield "tools: both searches look into the built-in emblem world, which knows nothing of other data"
+        if mixture(config, found) != data.mixture:
+            yield f"data.mixture={data.mixture}: no row says whether it needs a search, so rows are drawn as they come"
         if not data.val_path:
             yield "data.val_path is not given: validation asks the training questions, so nothing is held out"
 
@@ -240,11 +243,17 @@ def skipped_rows(bad: Sequence[BadRow]) -> Iterator[str]:
         yield f"{len(bad)} rows skipped in all"
 
 
+def mixture(config: Config, found: Sequence[Example]) -> str:
+    """The mixture to draw by: rows of which none is labelled cannot be balanced, and are drawn as they come."""
+    unlabelled = all(example.is_free is None for example in found)
+    return "natural" if config.data.mixture == "balanced" and unlabelled else config.data.mixture
+
+
 def prompt_schedule(config: Config, found: Sequence[Example]) -> PromptSchedule:
     try:
         return PromptSchedule(
             found,
-            config.data.mixture,  # type: ignore[arg-type]  (checked by the schema)
+            mixture(config, found),  # type: ignore[arg-type]  (checked by the schema)
             config.algorithm.prompts_per_step,
             config.trainer.max_steps,
             config.seed,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from mmsr1.models.images import ImageFeatures
 from mmsr1.models.tiny import tiny_image_processor
-from mmsr1.tools.pictures import BadPicture, decode
+from mmsr1.tools.pictures import BadPicture, decode, encode_png
 from mmsr1.types import Picture
 from tests.models.conversations import SIZES, picture
 
@@ -17,7 +18,8 @@ class Counted:
 
     def __init__(self) -> None:
         self.processor = tiny_image_processor()
-        self.merge_size = self.processor.merge_size
+        self.merge_size, self.patch_size = self.processor.merge_size, self.processor.patch_size
+        self.size = self.processor.size
         self.sizes: list[tuple[int, int]] = []
 
     def __call__(self, images, **options):
@@ -63,3 +65,15 @@ def test_bytes_that_are_no_picture_raise_and_leave_nothing_behind():
     for _ in range(2):
         with pytest.raises(BadPicture):
             features(Picture(b"GIF89a"))
+
+
+def test_a_fitted_picture_is_resized_by_no_library():
+    """What the engine is given: at the model's size already, so that its own processor cannot interpolate otherwise."""
+    features = ImageFeatures(tiny_image_processor(max_tokens=16), decode)
+    for size in ((56, 56), (500, 333), (30, 900)):
+        shot = picture(3, *size)
+        fitted = features.fitted(shot)
+        _, (_, height, width) = features(shot)
+        assert fitted.size == (width * 14, height * 14)
+        again = features.fitted(encode_png(fitted))
+        assert np.array_equal(np.asarray(again), np.asarray(fitted))

@@ -12,16 +12,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor
 
 from mmsr1.rollout.engines.base import Completion, EngineFailure, Sampling, TokenPrompt
 from mmsr1.rollout.engines.vllm_core import Outcome, Request, VllmCore
+from mmsr1.tools.pictures import decode
+from mmsr1.types import Picture
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,8 @@ class VllmEngine:
     (for GPUs, with `engine_args={"gpu_memory_utilization": ...}`). `threads` is the engine thread's share of the
     cores; the trainer's own setting is not touched. `image_cache_bytes` bounds the processed images that are kept.
     `engine_args` go to vLLM's `EngineArgs` and win over everything above. `reset_encoder_cache=False` is for fault
-    tests only: it leaves the vision tower's old outputs in use after a weight sync.
+    tests only: it leaves the vision tower's old outputs in use after a weight sync. `pixels` decodes a picture; where
+    it also brings it to the model's size, as the trainer does, no library resizes it in its own way.
 
     Use it from one event loop at a time. Images must be decodable; one that is not fails its own request.
     """
@@ -66,6 +70,7 @@ class VllmEngine:
         image_cache_bytes: int = 2**28,
         engine_args: Mapping[str, Any] | None = None,
         reset_encoder_cache: bool = True,
+        pixels: Callable[[Picture], Image] = decode,
     ) -> None:
         arguments = {
             "model": str(model),
@@ -85,7 +90,8 @@ class VllmEngine:
             **(engine_args or {}),
         }
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
-        self._core = self._thread.submit(VllmCore, arguments, threads, image_cache_bytes, reset_encoder_cache).result()
+        making = self._thread.submit(VllmCore, arguments, threads, image_cache_bytes, reset_encoder_cache, pixels)
+        self._core = making.result()
         self._names = map(str, itertools.count())
         self._arrivals: dict[str, Request] = {}
         self._running: set[str] = set()

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from mmsr1.rollout.engines.base import Completion, EngineFailure, Sampling, TokenPrompt
 from mmsr1.rollout.engines.vllm_inputs import PromptBuilder
 from mmsr1.rollout.engines.weight_sync import drop_caches, load_weights
 from mmsr1.torchvision_shim import ensure_torchvision
+from mmsr1.types import Picture
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -45,7 +47,12 @@ class VllmCore:
     """
 
     def __init__(
-        self, engine_args: Mapping[str, Any], threads: int, image_cache_bytes: int, reset_encoder_cache: bool
+        self,
+        engine_args: Mapping[str, Any],
+        threads: int,
+        image_cache_bytes: int,
+        reset_encoder_cache: bool,
+        pixels: Callable[[Picture], Image],
     ) -> None:
         with environment(threads, eager=bool(engine_args.get("enforce_eager"))):
             ensure_torchvision()
@@ -66,6 +73,7 @@ class VllmCore:
             image_token=getattr(config, "image_token_id", None),
             images_per_prompt=engine_args["limit_mm_per_prompt"]["image"],
             cache_bytes=image_cache_bytes,
+            pixels=pixels,
         )
         self._running: set[str] = set()
 

@@ -10,11 +10,13 @@ which is why the vision tower sees an image once for a whole group. Processed pi
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from PIL.Image import Image
+
 from mmsr1.rollout.engines.base import TokenPrompt
-from mmsr1.tools.pictures import decode
 from mmsr1.types import Picture
 
 if TYPE_CHECKING:
@@ -35,12 +37,18 @@ class ProcessedImage:
 class PromptBuilder:
     """Builds the inputs of one vLLM engine; not safe to share between threads.
 
-    `cache_bytes` bounds what is kept of processed images; the least recently used go first.
+    `cache_bytes` bounds what is kept of processed images; the least recently used go first. `pixels` decodes a picture.
     """
 
     def __init__(
-        self, renderer: BaseRenderer, image_token: int | None, images_per_prompt: int, cache_bytes: int
+        self,
+        renderer: BaseRenderer,
+        image_token: int | None,
+        images_per_prompt: int,
+        cache_bytes: int,
+        pixels: Callable[[Picture], Image],
     ) -> None:
+        self._pixels = pixels
         self._renderer = renderer
         self._image_token = image_token
         self._images_per_prompt = images_per_prompt
@@ -95,7 +103,7 @@ class PromptBuilder:
 
         tokens = TokensPrompt(
             prompt_token_ids=[image_token],
-            multi_modal_data={"image": [decode(picture)]},
+            multi_modal_data={"image": [self._pixels(picture)]},
             multi_modal_uuids={"image": [picture.digest]},
         )
         (rendered,) = cast("list[Any]", self._renderer.render_cmpl([tokens]))  # one of many kinds: the multimodal one
