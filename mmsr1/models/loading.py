@@ -18,6 +18,9 @@ ensure_torchvision()
 
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+transformers_logging.disable_progress_bar()  # its bars for one file would break into the run's own
 
 
 @dataclass(frozen=True)
