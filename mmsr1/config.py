@@ -196,17 +196,31 @@ class DataConfig:
 
 
 @dataclass
-class GrpoConfig:
+class AlgorithmConfig:
+    """What every algorithm's optimiser needs; `token_budget` bounds a packed micro-batch."""
+
+    kind: str = MISSING
+    lr: float = MISSING
+    lr_schedule: str = MISSING
+    lr_warmup_steps: int = MISSING
+    max_grad_norm: float = MISSING
+    token_budget: int = MISSING
+
+    def __post_init__(self) -> None:
+        schedules = ("constant", "linear", "cosine", "sigmoid", "late_linear")
+        one_of("algorithm.lr_schedule", self.lr_schedule, *schedules)
+        positive("algorithm", self, "lr", "max_grad_norm", "token_budget")
+        at_least(0, "algorithm", self, "lr_warmup_steps")
+
+
+@dataclass
+class GrpoConfig(AlgorithmConfig):
     """Group relative policy optimisation. One step samples prompts_per_step x group_size episodes."""
 
     kind: str = "grpo"
     prompts_per_step: int = MISSING
     group_size: int = MISSING
     mini_batches: int = MISSING
-    lr: float = MISSING
-    lr_schedule: str = MISSING
-    lr_warmup_steps: int = MISSING
-    max_grad_norm: float = MISSING
     weight_decay: float = MISSING
     clip_low: float = MISSING
     clip_high: float = MISSING
@@ -215,40 +229,33 @@ class GrpoConfig:
     advantage: str = MISSING
     kl_weight: float = MISSING
     entropy_weight: float = MISSING
-    token_budget: int = MISSING
     gap_limit: float | None = MISSING
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("algorithm.kind", self.kind, "grpo")
         one_of("algorithm.aggregation", self.aggregation, "token_mean", "sequence_mean", "constant_length")
         one_of("algorithm.advantage", self.advantage, "std", "none")
-        one_of("algorithm.lr_schedule", self.lr_schedule, "constant", "linear", "cosine", "sigmoid")
         at_least(2, "algorithm", self, "group_size")
         fits = 1 <= self.mini_batches <= self.prompts_per_step
         check(fits, "algorithm.mini_batches", self.mini_batches, "must be between 1 and algorithm.prompts_per_step")
         check(0 < self.clip_low <= 1, "algorithm.clip_low", self.clip_low, "must be in (0, 1]")
-        positive("algorithm", self, "lr", "max_grad_norm", "clip_high", "constant_length", "token_budget")
-        at_least(0, "algorithm", self, "lr_warmup_steps", "weight_decay", "kl_weight", "entropy_weight")
+        positive("algorithm", self, "clip_high", "constant_length")
+        at_least(0, "algorithm", self, "weight_decay", "kl_weight", "entropy_weight")
 
 
 @dataclass
-class SftConfig:
+class SftConfig(AlgorithmConfig):
     """Supervised training on demonstrations; `muon_lr` trains the matrices by Muon, null everything by AdamW."""
 
     kind: str = "sft"
     batch_size: int = MISSING
-    lr: float = MISSING
     muon_lr: float | None = MISSING
-    lr_schedule: str = MISSING
-    lr_warmup_steps: int = MISSING
-    max_grad_norm: float = MISSING
-    token_budget: int = MISSING
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("algorithm.kind", self.kind, "sft")
-        one_of("algorithm.lr_schedule", self.lr_schedule, "constant", "linear", "cosine", "sigmoid", "late_linear")
-        positive("algorithm", self, "lr", "batch_size", "max_grad_norm", "token_budget")
-        at_least(0, "algorithm", self, "lr_warmup_steps")
+        positive("algorithm", self, "batch_size")
 
 
 @dataclass

@@ -21,6 +21,10 @@ SegmentKind = Literal["template", "question", "image", "tool_result", "sampled"]
 ToolStatus = Literal["ok", "empty", "infrastructure_error", "malformed_call", "over_budget"]
 ToolName = Literal["image_search", "text_search"]
 Stop = Literal["answered", "turn_limit", "length_limit", "malformed", "cut", "tool_failure", "engine_failure"]
+# Calls that reached a tool: they count against the limits and in every figure of search.
+REACHED_TOOL: tuple[ToolStatus, ...] = ("ok", "empty", "infrastructure_error")
+# Ends that say nothing about the policy: kept from training, counted in the metrics.
+INFRASTRUCTURE_STOPS: tuple[Stop, ...] = ("tool_failure", "engine_failure")
 
 
 @dataclass(frozen=True)

@@ -14,23 +14,9 @@ from pathlib import Path
 from transformers import AddedToken, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-# Ids 151643 and up, in this order; the second group are added tokens that count as ordinary text.
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+from mmsr1.data.emblem.tokenizer import CONTROL_TOKENS
+
+# After the control tokens, ids 151643 and up in this order: added tokens that count as ordinary text.
 ORDINARY = (
     "<tool_call>",
     "</tool_call>",
@@ -67,7 +53,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     ]
     vocabulary = {spelt[token]: rank for token, rank in ranks.items()}
     tokenizer = Qwen2Tokenizer(vocabulary, merges)  # pyright: ignore[reportArgumentType]  (pairs are what it takes)
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ORDINARY])
     tokenizer.eos_token = "<|im_end|>"
     return tokenizer

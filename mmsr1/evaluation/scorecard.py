@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsr1.evaluation.statistics import clustered_interval
-from mmsr1.rollout.episode import CHARGED
-from mmsr1.types import Episode, Example, Group, Reward
+from mmsr1.types import REACHED_TOOL, Episode, Example, Group, Reward
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def figures_with_intervals(outcomes: Sequence[Scored], calls_allowed: int, seed:
 
 def calls_made(episode: Episode) -> int:
     """Searches that reached a tool."""
-    return sum(exchange.result.status in CHARGED for exchange in episode.calls)
+    return sum(exchange.result.status in REACHED_TOOL for exchange in episode.calls)
 
 
 def _cluster(example: Example) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmsr1.types import INFRASTRUCTURE_STOPS, REACHED_TOOL
+
 Stroke = tuple[tuple[float, float], ...]
 
 OKABE_ITO = {
@@ -57,9 +59,9 @@ OUTCOMES = (DIRECT, SEARCHED, DIRECT_WRONG, SEARCHED_WRONG, FAILED, ABSENT)
 
 def outcome_of(record: Mapping[str, Any]) -> Outcome:
     """The outcome of an `episode_record`; "searched", as in the search ratio, means that a call reached a tool."""
-    if record["stop"] in ("tool_failure", "engine_failure"):
+    if record["stop"] in INFRASTRUCTURE_STOPS:
         return FAILED
     right = (record["reward"]["parts"].get("accuracy") or 0.0) >= 0.5
-    if any(call["status"] in ("ok", "empty", "infrastructure_error") for call in record["calls"]):
+    if any(call["status"] in REACHED_TOOL for call in record["calls"]):
         return SEARCHED if right else SEARCHED_WRONG
     return DIRECT if right else DIRECT_WRONG

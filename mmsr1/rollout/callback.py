@@ -20,15 +20,13 @@ from mmsr1.rollout.engines.base import Sampling
 from mmsr1.rollout.worker import RolloutWorker
 from mmsr1.run_directory import RunDirectory
 from mmsr1.torchvision_shim import ensure_torchvision
-from mmsr1.types import Episode, Example, Group
+from mmsr1.types import INFRASTRUCTURE_STOPS, Episode, Example, Group
 
 ensure_torchvision()
 
 from lightning import Callback, LightningModule, Trainer  # noqa: E402  (torchmetrics imports torchvision)
 
 Figures = Callable[[Sequence[Group]], dict[str, Any]]
-# Episodes whose outcome says nothing about the policy: kept from training, counted in the metrics.
-UNTRAINED = ("tool_failure", "engine_failure")
 
 
 @runtime_checkable
@@ -143,7 +141,7 @@ class RolloutCallback(Callback):
 
     def _group(self, example: Example, episodes: Sequence[Episode], penalty_step: int) -> Group:
         rewards = [score(example, episode, self.rewards, penalty_step) for episode in episodes]
-        trained = [episode.stop not in UNTRAINED and not _tool_failed(episode) for episode in episodes]
+        trained = [episode.stop not in INFRASTRUCTURE_STOPS and not _tool_failed(episode) for episode in episodes]
         return make_group(example, episodes, rewards, trained, self.normalise)
 
     def _validate(self, trainer: Trainer, step: int) -> dict[str, Any]:

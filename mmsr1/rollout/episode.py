@@ -15,7 +15,19 @@ from mmsr1.rollout.engines.base import Engine, EngineFailure, Sampling, TokenPro
 from mmsr1.rollout.protocol import Answer, ImageSearch, Malformed, TextSearch, is_open_reason, parse_turn
 from mmsr1.rollout.renderer import Renderer
 from mmsr1.tools.base import Tool
-from mmsr1.types import Episode, Example, Exchange, Sampled, Segment, Stop, Timings, ToolCall, ToolName, ToolResult
+from mmsr1.types import (
+    REACHED_TOOL,
+    Episode,
+    Example,
+    Exchange,
+    Sampled,
+    Segment,
+    Stop,
+    Timings,
+    ToolCall,
+    ToolName,
+    ToolResult,
+)
 
 T = TypeVar("T")
 Tools = Mapping[ToolName, Tool[Any]]
@@ -156,16 +168,12 @@ async def _call(
             return Exchange(turn, ToolCall(tool, ""), ToolResult("malformed_call", detail="the question has no image"))
         query = example.images[0].digest
     call = ToolCall(tool, query)
-    made = sum(exchange.call.tool == tool and exchange.result.status in CHARGED for exchange in calls)
+    made = sum(exchange.call.tool == tool and exchange.result.status in REACHED_TOOL for exchange in calls)
     if made >= limits.searches.get(tool, 0) or tool not in tools:
         return Exchange(turn, call, ToolResult("over_budget", detail=f"{made} of {limits.searches.get(tool, 0)} used"))
     # The image search gets only the image, the text search only the query.
     asked = example.images[0] if tool == "image_search" else query
     return Exchange(turn, call, await clock.waiting("tools", tools[tool](asked)))
-
-
-# Statuses of calls that reached a tool: they count against the limits and in every figure of search.
-CHARGED = ("ok", "empty", "infrastructure_error")
 
 
 def _hear(

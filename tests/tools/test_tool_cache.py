@@ -17,16 +17,6 @@ from mmsr1.types import Picture, ToolResult
 forked = multiprocessing.get_context("fork")
 
 
-@pytest.fixture
-def log(tmp_path):
-    return tmp_path / "log"
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "cache")
-
-
 def test_a_repeated_query_is_answered_from_disk(store, log):
     backend = Backend(log)
     first = ask(CachedTool(backend, store))

@@ -12,16 +12,6 @@ from mmsr1.tools.store import Store
 from mmsr1.types import ToolItem
 
 
-@pytest.fixture
-def log(tmp_path):
-    return tmp_path / "log"
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "cache")
-
-
 def edited(**changes: object) -> str:
     """The honest entry with some fields changed."""
     item = {"title": "t", "text": "", "url": "", "thumbnail": None}

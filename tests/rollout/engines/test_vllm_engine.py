@@ -31,12 +31,6 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loop():
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
 def engine(tiny, loop):
     engine = start_engine(tiny)
     yield engine
