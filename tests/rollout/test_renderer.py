@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmsr1.data.emblem.tokenizer import CONTROL_TOKENS
 from mmsr1.rollout.prompts import load_prompts
 from mmsr1.rollout.protocol import TAGS
 from mmsr1.rollout.renderer import Renderer
 from mmsr1.types import Sampled, Segment, ToolCall, ToolItem, ToolResult
-from tests.qwen_tokenizer import ORDINARY, SPECIAL, qwen_ranks, qwen_tokenizer
+from tests.qwen_tokenizer import ORDINARY, qwen_ranks, qwen_tokenizer
 from tests.rollout.conversation import example, ids_of, image_tokens, make_renderer, picture, text_of, titled
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -25,7 +26,7 @@ NOTICES = {
     "over_budget": "over_budget",
 }
 HOSTILE = st.lists(
-    st.sampled_from([*SPECIAL, *ORDINARY, *(f"<{c}{t}>" for t in TAGS for c in ("", "/"))])
+    st.sampled_from([*CONTROL_TOKENS, *ORDINARY, *(f"<{c}{t}>" for t in TAGS for c in ("", "/"))])
     | st.sampled_from(["<|", "|>", "<", "</", "im_end", "answer>", " ", "\n", "é", "\u200b", "＜", "<|im_\x00end|>"])
     | st.text(max_size=5),
     max_size=8,
@@ -65,7 +66,7 @@ def test_the_rebuilt_tokenizer_is_qwens(qwen: Any) -> None:
     for text, ids in known.items():
         assert qwen(text)["input_ids"] == ids
     assert len(qwen) == 151665 and qwen.eos_token_id == 151645
-    assert qwen.convert_tokens_to_ids([*SPECIAL, *ORDINARY]) == list(range(151643, 151665))
+    assert qwen.convert_tokens_to_ids([*CONTROL_TOKENS, *ORDINARY]) == list(range(151643, 151665))
     pattern = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"""
     other = tiktoken.Encoding("q", pat_str=pattern + r"|\s+(?!\S)|\s+", mergeable_ranks=qwen_ranks(), special_tokens={})
     text = "The Tower's <search><img></search>\n\nhöhe:  324 m — 塔の高さ, ¿cuál?\tdon't </answer>.\n" * 3
