@@ -41,6 +41,14 @@ class Tool(Protocol[QueryT]):
         """
         ...
 
+    @property
+    def price_usd(self) -> float:
+        """The most that one call can cost, in USD, retries and everything else it pays for included; 0.0 if it is free.
+
+        The ledger counts it for a call whose outcome it does not know; otherwise the result says what the call cost.
+        """
+        ...
+
     async def __call__(self, query: QueryT) -> ToolResult:
         """Results in rank order; `latency_s` are the wall seconds of this call."""
         ...

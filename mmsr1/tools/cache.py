@@ -4,7 +4,7 @@
                │ no
              on disk: answered before? ──yes──> hit
                │ no
-             file lock, look on disk again, back end, write
+             file lock, look on disk again, ledger, back end, write, ledger
 
 Results are canonical JSON text; thumbnails lie beside them as blobs under their digest, each once.
 """
@@ -26,6 +26,7 @@ from typing import Generic, TypeVar
 from filelock import FileLock, Timeout
 
 from mmsr1.tools.base import Tool
+from mmsr1.tools.ledger import EndState, Ledger
 from mmsr1.tools.store import CorruptEntry, Store
 from mmsr1.types import Picture, ToolItem, ToolName, ToolResult
 
@@ -61,11 +62,14 @@ class CachedTool(Generic[QueryT]):
     A hit keeps the `cost_usd` of a fresh call and says `cached=True`; `latency_s` is always that of this call.
     A failure is shared by those who wait for it, charged to the first, and never written.
     `lock_wait_s`: seconds to wait for another process before making the call all the same.
+    `ledger` records every back-end call; a paid one that it cannot record is not made (infrastructure_error).
     """
 
-    def __init__(self, tool: Tool[QueryT], store: Store, lock_wait_s: float = 120.0) -> None:
+    def __init__(
+        self, tool: Tool[QueryT], store: Store, lock_wait_s: float = 120.0, ledger: Ledger | None = None
+    ) -> None:
         self.counters = ToolCounters()
-        self._tool, self._store, self._lock_wait_s = tool, store, lock_wait_s
+        self._tool, self._store, self._lock_wait_s, self._ledger = tool, store, lock_wait_s, ledger
         self._flights: dict[str, asyncio.Task[ToolResult]] = {}
 
     @property
@@ -75,6 +79,10 @@ class CachedTool(Generic[QueryT]):
     @property
     def backend(self) -> str:
         return self._tool.backend
+
+    @property
+    def price_usd(self) -> float:
+        return self._tool.price_usd
 
     async def __call__(self, query: QueryT) -> ToolResult:
         start = time.perf_counter()
@@ -104,14 +112,38 @@ class CachedTool(Generic[QueryT]):
             async with self._only_process(key):
                 result = self._read(key, again=True)
                 if result is None:
-                    self.counters.backend_calls += 1
-                    result = await self._tool(query)
-                    if result.status in KEPT:
-                        await asyncio.to_thread(self._write, key, result)
+                    result = await self._ask_on_record(key, query)
                 return result
         except Exception as error:
             logger.warning("cached search failed", exc_info=True)
             return ToolResult("infrastructure_error", detail=f"{type(error).__name__}: {error}"[:200])
+
+    async def _ask_on_record(self, key: str, query: QueryT) -> ToolResult:
+        """`_ask`, known to the ledger before the back end is asked and ended only once the answer is on disk.
+
+        A call that returns no result, because it raised or was cut, counts as spent at its full price.
+        """
+        if self._ledger is None:
+            return await self._ask(key, query)
+        price = self.price_usd
+        call = await self._ledger.start(self.name, key, price)
+        state: EndState = "failed"
+        cost = price
+        try:
+            result = await self._ask(key, query)
+            state, cost = "answered" if result.status in KEPT else "failed", result.cost_usd
+            return result
+        finally:
+            if call is not None:
+                self._ledger.end(call, state, cost)
+
+    async def _ask(self, key: str, query: QueryT) -> ToolResult:
+        """Ask the back end and keep what it answers."""
+        self.counters.backend_calls += 1
+        result = await self._tool(query)
+        if result.status in KEPT:
+            await asyncio.to_thread(self._write, key, result)
+        return result
 
     @asynccontextmanager
     async def _only_process(self, key: str) -> AsyncIterator[None]:

@@ -62,6 +62,7 @@ class MemoryTool:
     """A tool that answers from memory, keeps what it was asked, and can wait before it answers."""
 
     backend = "memory"
+    price_usd = 0.0
 
     def __init__(
         self,

@@ -23,8 +23,15 @@ class Backend:
 
     name: ToolName = "text_search"
 
-    def __init__(self, log: Path, result: ToolResult = RESULT, seconds: float = 0.0, backend: str = "b1") -> None:
-        self.log, self.result, self.seconds, self.backend = log, result, seconds, backend
+    def __init__(
+        self,
+        log: Path,
+        result: ToolResult = RESULT,
+        seconds: float = 0.0,
+        backend: str = "b1",
+        price_usd: float = 0.0,
+    ) -> None:
+        self.log, self.result, self.seconds, self.backend, self.price_usd = log, result, seconds, backend, price_usd
 
     async def __call__(self, query: str) -> ToolResult:
         with self.log.open("a") as log:

@@ -90,6 +90,7 @@ class LocalImageSearch:
     """
 
     name: ToolName = "image_search"
+    price_usd: float = 0.0
 
     def __init__(self, directory: Path, topk: int = 5, thumbnails: int = 0) -> None:
         if topk < 1 or not 0 <= thumbnails <= topk:

@@ -91,6 +91,7 @@ class LocalTextSearch:
     """
 
     name: ToolName = "text_search"
+    price_usd: float = 0.0
 
     def __init__(self, directory: Path, topk: int = 5, required_share: float = 0.0) -> None:
         if topk < 1 or not 0.0 <= required_share <= 1.0:
