@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmsr1.models.packing import REGIONS, FlatSequence, PatchSource
+from mmsr1.models.ranks import Ranks
 from mmsr1.types import Batch, Episode
 
 
@@ -64,22 +65,32 @@ class GapMeter:
         self._gaps.append((logprobs_T - batch.engine_logprobs_T)[mask].abs().float().cpu())
         self._regions.append(batch.region_T[mask].cpu())
 
-    def figures(self) -> Mapping[str, float]:
-        """logprob_gap_mean and _max over all tokens, and the maximum by region; empty if nothing was trained."""
-        if not self._gaps or not sum(len(gap) for gap in self._gaps):
-            return {}
-        gap, region = torch.cat(self._gaps), torch.cat(self._regions)
-        found = {"logprob_gap_mean": gap.mean().item(), "logprob_gap_max": gap.max().item()}
-        for number, name in enumerate(REGIONS):
-            if (region == number).any():
-                found[f"logprob_gap_max_{name}"] = gap[region == number].max().item()
-        return found
+    def read(self, ranks: Ranks) -> Mapping[str, float]:
+        """logprob_gap_mean and _max over all tokens of all ranks, and the maximum by region; empty if there was none.
 
-    def check(self, limit: float | None) -> None:
-        """Raises ContractError if the largest gap exceeds `limit` (nats); None only reports."""
-        largest = self.figures().get("logprob_gap_max", 0.0)
-        if limit is not None and not largest <= limit:  # NaN too
-            raise ContractError(
-                f"log-probs of engine and trainer differ by up to {largest:.2g} nats, limit {limit:g} "
-                f"({dict(self.figures())}): weights, caches or positions are out of step (algorithm.gap_limit)"
-            )
+        A collective.
+        """
+        gap = torch.cat([torch.empty(0), *self._gaps])
+        region = torch.cat([torch.empty(0, dtype=torch.int64), *self._regions])
+        parts = ranks.gather([gap[region == number] for number in range(len(REGIONS))])
+        by_region = [torch.cat([part[number] for part in parts]) for number in range(len(REGIONS))]
+        everything = torch.cat(by_region)
+        if not len(everything):
+            return {}
+        found = {"logprob_gap_mean": everything.mean().item(), "logprob_gap_max": everything.max().item()}
+        named = {
+            f"logprob_gap_max_{name}": values.max().item()
+            for name, values in zip(REGIONS, by_region, strict=True)
+            if len(values)
+        }
+        return {**found, **named}
+
+
+def check_gap(figures: Mapping[str, float], limit: float | None) -> None:
+    """Raises ContractError if the largest gap exceeds `limit` (nats); None only reports."""
+    largest = figures.get("logprob_gap_max", 0.0)
+    if limit is not None and not largest <= limit:  # NaN too
+        raise ContractError(
+            f"log-probs of engine and trainer differ by up to {largest:.2g} nats, limit {limit:g} "
+            f"({dict(figures)}): weights, caches or positions are out of step (algorithm.gap_limit)"
+        )

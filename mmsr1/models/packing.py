@@ -84,6 +84,21 @@ def flatten(
     )
 
 
+def blank_sequence() -> FlatSequence:
+    """Two tokens of which none is learned: what a rank computes on when the others have one micro-batch more."""
+    zeros = np.zeros(2, dtype=np.int64)
+    return FlatSequence(
+        token_ids=zeros,
+        positions=np.broadcast_to(np.arange(2), (3, 2)),
+        image_mask=zeros.astype(np.bool_),
+        loss_mask=zeros.astype(np.bool_),
+        weights=zeros.astype(np.float32),
+        engine_logprobs=zeros.astype(np.float32),
+        region=zeros,
+        images=(),
+    )
+
+
 def pack(sequences: Sequence[FlatSequence], patches: PatchSource, advantages: Sequence[float] | None = None) -> Batch:
     """One micro-batch. A batch without any image carries one blank patch grid that nothing refers to, so that the
     vision tower takes part in every forward (under FSDP a rank that skips it would hang the others)."""

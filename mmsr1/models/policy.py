@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from mmsr1.models import attention
+from mmsr1.models.logprob_head import token_logprobs
 from mmsr1.torchvision_shim import ensure_torchvision
 from mmsr1.types import Batch
 
@@ -35,6 +36,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.chunk = chunk
+        model.model.language_model.config._attn_implementation = attention.NAME
 
     def forward(self, batch: Batch) -> TokenStats:
         """Log-probs of the learned tokens of a packed batch at temperature 1."""
@@ -42,16 +44,13 @@ class Policy(nn.Module):
         learned = batch.loss_mask_T.nonzero()[:, 0]
         logprobs = hidden.new_zeros(len(batch.token_ids), dtype=torch.float32)
         entropy = torch.zeros_like(logprobs)
-        if len(learned) == 0:  # stay attached to the graph: the backward pass is a collective under FSDP
-            return TokenStats(logprobs + 0 * hidden.sum(), entropy)
-        found = [
-            checkpoint(_head, h, self.model.lm_head.weight, y, use_reentrant=False)
-            for h, y in zip(
-                hidden[learned - 1].split(self.chunk), batch.token_ids[learned].split(self.chunk), strict=True
-            )
-        ]
-        logprobs = logprobs.index_put((learned,), torch.cat([logprob for logprob, _ in found]))
-        entropy = entropy.index_put((learned,), torch.cat([spread for _, spread in found]))
+        if len(learned) == 0:  # every parameter gets a gradient, or ranks would send each other different lengths
+            return TokenStats(logprobs + 0 * hidden.sum() + 0 * self.model.lm_head.weight.sum(), entropy)
+        found, spread = token_logprobs(
+            hidden[learned - 1], self.model.lm_head.weight, batch.token_ids[learned], self.chunk
+        )
+        logprobs = logprobs.index_put((learned,), found)
+        entropy = entropy.index_put((learned,), spread)
         return TokenStats(logprobs, entropy)
 
     def hidden_states(self, batch: Batch) -> Float[Tensor, "T H"]:
@@ -66,21 +65,19 @@ class Policy(nn.Module):
         else:
             embeds = embeds + 0 * encoded[0].sum()
         return backbone.language_model(
-            inputs_embeds=embeds[None], position_ids=batch.position_ids, attention_mask=None, use_cache=False
+            inputs_embeds=embeds[None],
+            position_ids=batch.position_ids,
+            attention_mask={"full_attention": None},  # or transformers would build one of all tokens by all tokens
+            use_cache=False,
+            offsets=tuple(batch.offsets.tolist()),
         ).last_hidden_state[0]
+
+    def freeze_vision(self) -> None:
+        for parameter in self.parameters_by_part()[0]:
+            parameter.requires_grad_(False)
 
     def parameters_by_part(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(vision tower, language model)."""
         vision = list(self.model.model.visual.parameters())
         known = {id(parameter) for parameter in vision}
         return vision, [p for p in self.parameters() if id(p) not in known]
-
-
-def _head(
-    hidden: Float[Tensor, "C H"], weight: Float[Tensor, "V H"], target: Int[Tensor, "C"]
-) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]:
-    logits = (hidden @ weight.t()).float()
-    normaliser = logits.logsumexp(-1)
-    logprob = logits.gather(1, target[:, None])[:, 0] - normaliser
-    entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
-    return logprob, entropy

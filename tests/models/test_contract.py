@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmsr1.models.contract import ContractError, GapMeter, check_sequence
+from mmsr1.models.contract import ContractError, GapMeter, check_gap, check_sequence
 from mmsr1.models.packing import FlatSequence, flatten, pack
+from mmsr1.models.ranks import Ranks
 from mmsr1.types import Segment
 from tests.models.conversations import (
     conversation,
@@ -140,7 +141,7 @@ def gaps(*differences: float) -> GapMeter:
 
 
 def test_the_gap_is_reported_by_region():
-    figures = gaps(0.01, -0.04, 0.03).figures()
+    figures = gaps(0.01, -0.04, 0.03).read(Ranks())
     assert figures == pytest.approx(
         {
             "logprob_gap_mean": 0.08 / 3,
@@ -155,28 +156,28 @@ def test_the_gap_is_reported_by_region():
 
 def test_a_gap_over_the_limit_is_refused_and_named():
     meter = gaps(0.01, -0.04, 0.03)
-    meter.check(0.05)
+    check_gap(meter.read(Ranks()), 0.05)
     with pytest.raises(ContractError, match=r"differ by up to 0\.04 nats, limit 0\.02.*after_image"):
-        meter.check(0.02)
+        check_gap(meter.read(Ranks()), 0.02)
 
 
 def test_without_a_limit_the_gap_is_only_reported():
     meter = gaps(0.0, 7.0, 0.0)
-    meter.check(None)
-    assert meter.figures()["logprob_gap_max"] == pytest.approx(7.0)
+    check_gap(meter.read(Ranks()), None)
+    assert meter.read(Ranks())["logprob_gap_max"] == pytest.approx(7.0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_log_prob_that_is_no_number_is_a_gap(value):
     with pytest.raises(ContractError):
-        gaps(0.0, value, 0.0).check(1e-3)
+        check_gap(gaps(0.0, value, 0.0).read(Ranks()), 1e-3)
 
 
 def test_several_batches_make_one_set_of_figures_and_none_makes_none():
     meter = gaps(0.01, 0.0, 0.0)
     batch = pack([lay_out((spoken("q", "question"), one_token("a")))], patches())
     meter.add(batch, batch.engine_logprobs_T + 0.3 * batch.loss_mask_T)
-    assert meter.figures()["logprob_gap_max_before_image"] == pytest.approx(0.3)
-    assert meter.figures()["logprob_gap_mean"] == pytest.approx(0.31 / 4)
-    assert GapMeter().figures() == {}
-    GapMeter().check(1e-3)
+    assert meter.read(Ranks())["logprob_gap_max_before_image"] == pytest.approx(0.3)
+    assert meter.read(Ranks())["logprob_gap_mean"] == pytest.approx(0.31 / 4)
+    assert GapMeter().read(Ranks()) == {}
+    check_gap(GapMeter().read(Ranks()), 1e-3)
