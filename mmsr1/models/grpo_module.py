@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 
 from mmsr1.models.buffer import RolloutBuffer
-from mmsr1.models.contract import GapMeter, check_sequence
-from mmsr1.models.grpo import LossSpec, MiniBatchSize, policy_loss, size_of
-from mmsr1.models.module import OptimSpec, PolicyModule
-from mmsr1.models.packing import FlatSequence, PatchSource, by_token_budget, flatten, pack
+from mmsr1.models.contract import GapMeter, check_gap, check_sequence
+from mmsr1.models.grpo import LossSpec, MiniBatchSize, policy_loss
+from mmsr1.models.lora import has_adapters, without_adapters
+from mmsr1.models.module import FLOAT32, OptimSpec, PolicyModule, Sharding
+from mmsr1.models.packing import FlatSequence, PatchSource, blank_sequence, flatten, pack
+from mmsr1.models.plan_step import MiniBatchPlan, Work, plan_step
 from mmsr1.models.policy import Policy
-from mmsr1.types import Batch, Group, StepPrompts
+from mmsr1.models.ranks import padded
+from mmsr1.types import Batch, Episode, LossOutput, StepPrompts
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,6 @@ class Encoding:
     image_token: int
     merge: int
     control_ids: Collection[int]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A trained episode laid out for packing."""
-
-    flat: FlatSequence
-    advantage: float
 
 
 class GRPOModule(PolicyModule):
@@ -54,92 +48,111 @@ class GRPOModule(PolicyModule):
         token_budget: int,
         gap_limit: float | None,
         freeze_vision: bool,
+        sharding: Sharding = FLOAT32,
     ) -> None:
-        super().__init__(policy, optim, freeze_vision)
+        super().__init__(policy, optim, freeze_vision, sharding)
         self.buffer, self.encoding, self.loss = buffer, encoding, loss
         self.mini_batches, self.token_budget, self.gap_limit = mini_batches, token_budget, gap_limit
-        # The reference stands outside the module tree: it is never trained, sharded or saved.
-        self._reference = [copy.deepcopy(policy).requires_grad_(False)] if loss.kl_weight > 0 else []
+        # The reference stands outside the module tree: it is never trained or saved. It is only computed with.
+        copied = loss.kl_weight > 0 and not has_adapters(policy.model)
+        self._reference = [_reference(policy, sharding.compute_dtype)] if copied else []
+
+    def configure_model(self) -> None:
+        for policy in (self.policy, *self._reference):
+            self.shard(policy)
 
     def on_fit_start(self) -> None:
         for reference in self._reference:
-            reference.to(self.device)
+            if not self.sharding.offload:
+                reference.to(self.device)
 
     def training_step(self, prompts: StepPrompts, index: int) -> None:
         groups = self.buffer.take(prompts.step)
+        plans = plan_step(
+            groups, self.mini_batches, self.token_budget, self.ranks.rank, self.ranks.size, self._expanded_length
+        )
         gap = GapMeter()
-        minis = [[self._with_old(batch, gap) for batch in mini] for mini in self._mini_batches(groups)]
-        gap.check(self.gap_limit)
+        minis = [[self._with_old(batch, gap) for batch in self._batches(plan)] for plan in plans]
+        gaps = gap.read(self.ranks)
+        check_gap(gaps, self.gap_limit)
         sums: dict[str, float] = {}
         norms = []
-        for mini in minis:
-            size = sum((size_of(b.loss_mask_T, b.sequence_ids_T) for b in mini), MiniBatchSize(0, 0))
+        for plan, mini in zip(plans, minis, strict=True):
             for batch in mini:
-                stats = self.policy(batch)
-                out = policy_loss(
-                    stats.logprobs_T,
-                    batch.old_logprobs_T,
-                    batch.advantages_T,
-                    batch.loss_mask_T,
-                    batch.sequence_ids_T,
-                    size,
-                    self.loss,
-                    reference_logprobs_T=self._reference_logprobs(batch),
-                    entropy_T=stats.entropy_T,
-                )
-                self.manual_backward(out.loss)
+                out = self._loss(batch.to(self.device), plan.size)
+                self.manual_backward(out.loss * self.ranks.size)  # FSDP averages gradients over ranks
                 for name, value in {"loss": out.loss.item(), **out.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + value / len(minis)
             norms.append(self.apply_gradients())
         self.advance_schedule()
-        trained = sum(int(b.loss_mask_T.sum()) for mini in minis for b in mini)
         self.figures = {
-            **sums,
-            **gap.figures(),
+            **self.ranks.sum(sums),
+            **gaps,
             "grad_norm": sum(norms) / len(norms) if norms else 0.0,
-            "tokens_trained": trained,
+            "tokens_trained": sum(plan.size.tokens for plan in plans),
             "zero_advantage_groups": sum(group.all_equal for group in groups),
         }
 
-    def _mini_batches(self, groups: Sequence[Group]) -> list[list[Batch]]:
-        """Packed micro-batches by mini-batch, without the groups and episodes that carry no gradient."""
-        useful = [group for group in groups if not group.all_equal]
-        count = min(self.mini_batches, len(useful))
-        ends = [-(-len(useful) * i // count) for i in range(count + 1)] if count else []
-        minis = [useful[start:end] for start, end in pairwise(ends)]
-        return [self._pack([scored for group in mini for scored in self._lay_out(group)]) for mini in minis]
+    def _loss(self, batch: Batch, size: MiniBatchSize) -> LossOutput:
+        stats = self.policy(batch)
+        return policy_loss(
+            stats.logprobs_T,
+            batch.old_logprobs_T,
+            batch.advantages_T,
+            batch.loss_mask_T,
+            batch.sequence_ids_T,
+            size,
+            self.loss,
+            reference_logprobs_T=self._reference_logprobs(batch),
+            entropy_T=stats.entropy_T,
+        )
 
-    def _lay_out(self, group: Group) -> list[Scored]:
-        kept = []
-        for episode, advantage, trained in zip(group.episodes_G, group.advantages_G, group.trained_G, strict=True):
-            if not trained:
-                continue
-            flat = flatten(episode.segments, self.encoding.patches, self.encoding.image_token, self.encoding.merge)
-            check_sequence(
-                episode,
-                flat,
-                self.encoding.patches,
-                self.policy.model.model,
-                self.encoding.control_ids,
-                self.encoding.merge,
-            )
-            kept.append(Scored(flat, advantage))
-        return kept
-
-    def _pack(self, scored: Sequence[Scored]) -> list[Batch]:
-        bins = by_token_budget(scored, lambda one: len(one.flat), self.token_budget)
-        return [
-            pack([one.flat for one in part], self.encoding.patches, [one.advantage for one in part]).to(self.device)
-            for part in bins
+    def _batches(self, plan: MiniBatchPlan) -> list[Batch]:
+        """This rank's micro-batches of one optimiser step, checked and packed; blank ones where others have more."""
+        packed = [
+            pack([self._lay_out(one) for one in part], self.encoding.patches, [one.advantage for one in part])
+            for part in plan.micro_batches
         ]
+        return padded(packed, plan.count, self._blank)
+
+    def _lay_out(self, work: Work) -> FlatSequence:
+        encoding = self.encoding
+        flat = flatten(work.episode.segments, encoding.patches, encoding.image_token, encoding.merge)
+        backbone = self.policy.model.model
+        check_sequence(work.episode, flat, encoding.patches, backbone, encoding.control_ids, encoding.merge)
+        return flat
+
+    def _blank(self) -> Batch:
+        return pack([blank_sequence()], self.encoding.patches)
+
+    def _expanded_length(self, episode: Episode) -> int:
+        images = [picture for segment in episode.segments for picture in segment.images]
+        grids = [self.encoding.patches(picture)[1] for picture in images]
+        tokens = sum(t * h * w // self.encoding.merge**2 for t, h, w in grids)
+        return sum(len(segment.token_ids) for segment in episode.segments) - len(images) + tokens
 
     @torch.no_grad()
     def _with_old(self, batch: Batch, gap: GapMeter) -> Batch:
         """Old log-probs are the trainer's own, before the first update; the engine's only measure the gap."""
-        old = self.policy(batch).logprobs_T
-        gap.add(batch, old)
-        return replace(batch, old_logprobs_T=old)
+        here = batch.to(self.device)  # one at a time: the pixels of a whole step are gigabytes
+        old = self.policy(here).logprobs_T
+        gap.add(here, old)
+        return replace(batch, old_logprobs_T=old.to(batch.old_logprobs_T.device))
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> Any:
-        return self._reference[0](batch).logprobs_T if self._reference else None
+        """The policy that training started from; with adapters that is the model below them."""
+        if self.loss.kl_weight == 0:
+            return None
+        if self._reference:
+            return self._reference[0](batch).logprobs_T
+        with without_adapters(self.policy.model):
+            return self.policy(batch).logprobs_T
+
+
+def _reference(policy: Policy, dtype: torch.dtype) -> Policy:
+    """A copy to compute with. Only parameters are cast: rotary frequencies in half precision are wrong far out."""
+    copied = copy.deepcopy(policy).requires_grad_(False)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return copied

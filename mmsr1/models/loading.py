@@ -11,6 +11,7 @@ import torch
 from PIL.Image import Image
 
 from mmsr1.models.images import ImageFeatures
+from mmsr1.models.lora import whole_weights
 from mmsr1.torchvision_shim import ensure_torchvision
 from mmsr1.types import Picture
 
@@ -66,7 +67,7 @@ def load_policy(path: str, dtype: str, decode: Callable[[Picture], Image]) -> Po
 def save_policy(directory: Path, files: PolicyFiles, state: dict[str, torch.Tensor] | None, dtype: torch.dtype) -> None:
     """Write a folder that transformers and vLLM load; `state` (full tensors) stands in for a sharded model's own."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = state if state is not None else files.model.state_dict()
+    tensors = state if state is not None else dict(whole_weights(files.model))
     converted = {name: tensor.detach().cpu().to(dtype) for name, tensor in tensors.items()}
     files.model.save_pretrained(directory, state_dict=converted)
     files.tokenizer.save_pretrained(directory)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmsr1.models.module import OptimSpec, PolicyModule
-from mmsr1.models.packing import FlatSequence, PatchSource, by_token_budget, pack
+from mmsr1.models.module import FLOAT32, OptimSpec, PolicyModule, Sharding
+from mmsr1.models.packing import FlatSequence, PatchSource, blank_sequence, by_token_budget, pack
 from mmsr1.models.policy import Policy
+from mmsr1.models.ranks import padded
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,32 @@ class SFTModule(PolicyModule):
     """Loss: sum of weight * -log p over the taught tokens, divided by the sum of the weights of the step."""
 
     def __init__(
-        self, policy: Policy, patches: PatchSource, optim: OptimSpec, token_budget: int, freeze_vision: bool
+        self,
+        policy: Policy,
+        patches: PatchSource,
+        optim: OptimSpec,
+        token_budget: int,
+        freeze_vision: bool,
+        sharding: Sharding = FLOAT32,
     ) -> None:
-        super().__init__(policy, optim, freeze_vision)
+        super().__init__(policy, optim, freeze_vision, sharding)
         self.patches, self.token_budget = patches, token_budget
 
     def training_step(self, batch: Demonstrations, index: int) -> None:
+        weight = sum(float(sequence.weights.sum()) for sequence in batch.sequences)
+        # All ranks hold the whole step; shares are equal in number, so their micro-batches differ by few if any.
         ordered = sorted(batch.sequences, key=len)
-        weight = sum(float(sequence.weights.sum()) for sequence in ordered)
+        shares = [
+            by_token_budget(ordered[rank :: self.ranks.size], len, self.token_budget) for rank in range(self.ranks.size)
+        ]
+        count = max(len(share) for share in shares)
         total = 0.0
-        for part in by_token_budget(ordered, len, self.token_budget):
-            packed = pack(part, self.patches).to(self.device)
+        for part in padded(shares[self.ranks.rank], count, lambda: []):
+            packed = pack(part or [blank_sequence()], self.patches).to(self.device)
             loss = -(self.policy(packed).logprobs_T * packed.weights_T).sum() / weight
-            self.manual_backward(loss)
+            self.manual_backward(loss * self.ranks.size)  # FSDP averages gradients over ranks
             total += loss.item()
         norm = self.apply_gradients()
         self.advance_schedule()
         taught = sum(int(sequence.loss_mask.sum()) for sequence in ordered)
-        self.figures = {"loss": total, "grad_norm": norm, "tokens_trained": taught}
+        self.figures = {**self.ranks.sum({"loss": total}), "grad_norm": norm, "tokens_trained": taught}
