@@ -2,11 +2,13 @@
 
     config.yaml     resolved config                       run.json      what ran, from which commit, how it ended
     metrics.jsonl   {"step", "split", "<name>": number}   summary.json  first and last validation, totals
+    consumed.jsonl  {"step", "examples": [id, ...]}
     episodes/<split>-<step>.jsonl                         episodes/images/<digest>.<ext>
 
-Whole files appear in one rename, so a reader never sees half of one. `metrics.jsonl` grows by one full line per write:
-a kill can leave at most one unfinished last line, which readers ignore and the next append removes. All JSON is
-strict: NaN and infinities are written as null. `checkpoints/` and `report.html` belong to their own writers.
+Whole files appear in one rename, so a reader never sees half of one. The `.jsonl` files at the top grow by one full
+line per write: a kill can leave at most one unfinished last line, which readers ignore and the next append removes.
+All JSON is strict: NaN and infinities are written as null. `checkpoints/`, `ledger/` and `report.html` belong to their
+own writers.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -94,12 +96,21 @@ class RunDirectory:
         rows = _read_lines(self.path / "metrics.jsonl")
         return [row for row in rows if split is None or row["split"] == split]
 
+    def log_consumed(self, step: int, examples: Sequence[str]) -> None:
+        """Append the ids of the examples that a training step consumed, in its order."""
+        _append_line(self.path / "consumed.jsonl", _dump({"step": step, "examples": list(examples)}))
+
+    def read_consumed(self) -> list[dict[str, Any]]:
+        """One row a training step, in order."""
+        return _read_lines(self.path / "consumed.jsonl")
+
     def drop_after(self, step: int) -> None:
-        """Forget metric lines and episode files beyond `step`: a run resumed there will write them again."""
-        rows = self.read_metrics()
-        kept = [row for row in rows if row["step"] <= step]
-        if len(kept) < len(rows):
-            write_whole(self.path / "metrics.jsonl", b"".join(_dump(row) for row in kept))
+        """Forget what was written of steps beyond `step`: a run resumed there will write it again."""
+        for name in ("metrics.jsonl", "consumed.jsonl"):
+            rows = _read_lines(self.path / name)
+            kept = [row for row in rows if row["step"] <= step]
+            if len(kept) < len(rows):
+                write_whole(self.path / name, b"".join(_dump(row) for row in kept))
         for file in (self.path / "episodes").glob("*-*.jsonl"):
             if _step_of(file) > step:
                 file.unlink()

@@ -23,10 +23,10 @@ _CLOSING = (
 
 
 class RunProgress:
-    """Use as a context manager around a run of `steps` steps. Everything goes to standard error."""
+    """Use as a context manager around a run of `steps` steps. Everything goes to standard error, if `shown`."""
 
-    def __init__(self, steps: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+    def __init__(self, steps: int, console: Console | None = None, shown: bool = True) -> None:
+        self.console = console or Console(stderr=True, quiet=not shown)
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),

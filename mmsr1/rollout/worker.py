@@ -53,16 +53,19 @@ class RolloutWorker:
         split: str,
         step: int,
         on_episode: Callable[[Episode], None] = lambda episode: None,
+        first: Sequence[int] | None = None,
     ) -> list[tuple[Episode, ...]]:
         """`group_size` episodes of every example, in order. `on_episode` is called on the loop's thread.
 
-        Rollouts of an example that is there more than once are numbered on, so that they draw differently.
+        `first` numbers the first rollout of each example, if these examples are only a share of the step's (see
+        `first_rollouts`).
         """
-        before: Counter[str] = Counter()
-        jobs: list[Job] = []
-        for example in examples:
-            jobs += [(example, before[example.id] + rollout) for rollout in range(group_size)]
-            before[example.id] += group_size
+        starts = first_rollouts(examples, group_size) if first is None else first
+        jobs = [
+            (example, start + rollout)
+            for example, start in zip(examples, starts, strict=True)
+            for rollout in range(group_size)
+        ]
         episodes = self._wait(self._gather(jobs, sampling, split, step, on_episode))
         return [tuple(episodes[i : i + group_size]) for i in range(0, len(episodes), group_size)]
 
@@ -126,6 +129,17 @@ class RolloutWorker:
         async with asyncio.TaskGroup() as group:  # a bug in one episode cancels the others and surfaces at once
             tasks = [group.create_task(one(job, handle)) for job, handle in zip(jobs, handles, strict=True)]
         return [task.result() for task in tasks]
+
+
+def first_rollouts(examples: Sequence[Example], group_size: int) -> list[int]:
+    """The number of each example's first rollout: one that is there more than once is numbered on, so that its
+    rollouts draw differently."""
+    before: Counter[str] = Counter()
+    starts = []
+    for example in examples:
+        starts.append(before[example.id])
+        before[example.id] += group_size
+    return starts
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from mmsr1.evaluation import scorecard
+from mmsr1.models import checkpoint
 from mmsr1.models.buffer import RolloutBuffer
+from mmsr1.models.ranks import Ranks
 from mmsr1.rewards.reward import RewardSpec
 from mmsr1.rollout.callback import RolloutCallback, Schedule
 from mmsr1.rollout.engines.base import EngineFailure, Sampling, TokenPrompt
 from mmsr1.rollout.engines.scripted import ScriptedEngine
 from mmsr1.rollout.episode import Limits
+from mmsr1.rollout.record import RunRecord
 from mmsr1.rollout.worker import RolloutWorker
 from mmsr1.run_directory import RunDirectory
 from mmsr1.types import Example, Group, StepPrompts, ToolResult
@@ -66,6 +68,12 @@ class Counter(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
+    def write_checkpoint(self, folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+        return checkpoint.write(folder, step, self, [], state, Ranks())
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        return checkpoint.restore(path, self, [], Ranks())
+
     def full_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         yield "weight", self.weight.detach()
 
@@ -76,6 +84,12 @@ class Engine(ScriptedEngine):
     def __init__(self, log: list[Any], answer: Any, tokenizer: Any) -> None:
         super().__init__(answer, tokenizer)
         self.log = log
+        self.answer_until: int | None = None
+
+    async def generate(self, prompt: TokenPrompt, sampling: Sampling) -> Any:
+        if self.answer_until is not None and self.versions and self.versions[-1] >= self.answer_until:
+            return EngineFailure("dead")
+        return await super().generate(prompt, sampling)
 
     async def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         self.log.append(("weights", version, [tensor.item() for _, tensor in tensors]))
@@ -121,9 +135,18 @@ class Rehearsal:
         supervised: bool = False,
         late: int = 0,
         on_tool_failure: Any = "stop",
+        resume: Path | None = None,
+        first: int = 0,
     ) -> None:
         self.log: list[Any] = []
         self.run, self.progress, self.logger = RunDirectory(path), Progress(self.log), Logger()
+        self.record = RunRecord(
+            self.run,
+            figures=lambda groups: scorecard.figures(scorecard.scored(groups), 2),
+            scorecard=lambda groups: scorecard.figures_with_intervals(scorecard.scored(groups), 2),
+            progress=self.progress,
+            episodes_every=3,
+        )
         self.run.start("test", 0, "", {}, None)
         self.buffer = None if supervised else RolloutBuffer()
         self.module = Counter(self.log, self.buffer, late)
@@ -132,21 +155,21 @@ class Rehearsal:
         self.tool = MemoryTool("image_search", result)
         limits = Limits(turns=3, turn_tokens=40, episode_tokens=512, on_tool_failure=on_tool_failure)
         self.callback = RolloutCallback(
-            lambda: RolloutWorker(self.engine, {"image_search": self.tool}, make_renderer(tokenizer), limits, seed=5),
+            lambda run, rank: RolloutWorker(
+                self.engine, {"image_search": self.tool}, make_renderer(tokenizer), limits, seed=5
+            ),
             self.buffer,
             VALIDATION,
             SAMPLING,
             RewardSpec(),
             group_size=3,
             normalise="std",
-            schedule=Schedule(val_every=2, checkpoint_every=2, episodes_every=3),
-            run=self.run,
-            figures=lambda groups: scorecard.figures(scorecard.scored(groups), 2),
-            scorecard=lambda groups: scorecard.figures_with_intervals(scorecard.scored(groups), 2),
-            progress=self.progress,
-            tool_counts=lambda: {"calls": len(self.tool.asked), "hits": 0, "backend_calls": len(self.tool.asked)},
+            schedule=Schedule(steps, val_every=2, checkpoint_every=2, keep_last=1),
+            record=self.record,
+            tool_counts=lambda tools: {"calls": len(tools["image_search"].asked), "hits": 0},
+            resume=resume,
         )
-        self.batches = [StepPrompts(step, tuple(QUESTIONS[2 * step : 2 * step + 2])) for step in range(steps)]
+        self.batches = [StepPrompts(step, tuple(QUESTIONS[2 * step : 2 * step + 2])) for step in range(first, steps)]
 
     def fit(self) -> Rehearsal:
         self.trainer = fit(self.module, self.batches, self.callback, logger=self.logger)
@@ -192,7 +215,7 @@ def test_everything_happens_in_order(tiny, tmp_path):
     ]
     assert done.engine.closed
     assert done.progress.advanced == 3 * 6 + 3 * 4
-    assert done.callback.steps_done == 3
+    assert done.record.steps_done == 3
 
 
 def test_each_step_trains_on_its_own_prompts_sampled_with_the_weights_before_it(tiny, tmp_path):
@@ -262,7 +285,7 @@ def test_the_summary_cards_carry_intervals_of_the_first_and_the_last_validation(
         return RIGHT if len(rehearsal.engine.versions) > 3 else WRONG
 
     rehearsal = Rehearsal(tiny, tmp_path, answer=learns)
-    done = rehearsal.fit().callback
+    done = rehearsal.fit().record
     assert (done.initial["accuracy"], done.final["accuracy"]) == (0.0, 1.0)
     assert done.initial["accuracy_ci95"] == [0.0, 0.0] and done.final["reward_ci95"] == [1.0, 1.0]
 
@@ -323,34 +346,61 @@ def test_episodes_whose_engine_failed_are_kept_from_training(tiny, tmp_path):
     assert 0 < failures < 18
 
 
-def test_costs_are_summed_as_paid_and_as_without_a_cache(tiny, tmp_path):
-    seen = set()
-
-    def result(query: Any) -> ToolResult:
-        cached = query.digest in seen
-        seen.add(query.digest)
-        return replace(FOUND, cost_usd=0.5, cached=cached)
-
-    done = Rehearsal(tiny, tmp_path, answer=search_then_answer, result=result).fit().callback
+def test_what_a_deployed_agent_would_pay_counts_cached_calls_as_well(tiny, tmp_path):
+    result = replace(FOUND, cost_usd=0.5, cached=True)
+    done = Rehearsal(tiny, tmp_path, answer=search_then_answer, result=result).fit().record
     # Every episode searches by its picture: 3 x 2 questions of 3 rollouts each, and 4 questions validated 3 times.
     assert done.cost_usd_uncached == pytest.approx(0.5 * (18 + 12))
-    assert done.cost_usd == pytest.approx(0.5 * (6 + 4))
 
 
-def test_checkpoints_are_complete_folders_of_the_last_and_the_best_step(tiny, tmp_path):
+def test_the_last_checkpoint_and_the_best_one_are_kept(tiny, tmp_path):
     def only_right_after_two_steps(prompt: TokenPrompt, sampling: Sampling) -> str:
         return RIGHT if len(rehearsal.engine.versions) == 3 else WRONG
 
     rehearsal = Rehearsal(tiny, tmp_path, answer=only_right_after_two_steps)
     rehearsal.fit()
     folder = tmp_path / "checkpoints"
-    assert sorted(entry.name for entry in folder.iterdir()) == ["best", "last"]
-    held = {}
-    for name in ("best", "last"):
-        state = {"state_dict": {"weight": torch.zeros(1)}}
-        load(state, checkpoint_id=folder / name, no_dist=True)
-        held[name] = state["state_dict"]["weight"].item()
-    assert held == {"best": 2.0, "last": 3.0}
+    assert sorted(entry.name for entry in folder.iterdir()) == ["00000002", "00000003"]
+    assert checkpoint.best(folder) == folder / "00000002"
+    for found in checkpoint.complete(folder):
+        module = Counter([], None)
+        checkpoint.read_weights(found, module)
+        assert module.weight.item() == int(found.name)
+
+
+def test_a_resumed_run_writes_what_an_uninterrupted_one_does(tiny, tmp_path):
+    whole = Rehearsal(tiny, tmp_path / "whole", answer=search_then_answer).fit()
+    broken = Rehearsal(tiny, tmp_path / "broken", answer=search_then_answer)
+    broken.callback.schedule = replace(broken.callback.schedule, checkpoint_every=1)
+    broken.engine.answer_until = 2  # the engine dies when it has the weights of step 2, which is written by then
+    with pytest.raises(RuntimeError, match="failed in each of 4 val episodes of step 2"):
+        broken.fit()
+    assert [*broken.rows("train")] == [1, 2]
+    last = checkpoint.complete(tmp_path / "broken" / "checkpoints")[-1]
+    again = Rehearsal(tiny, tmp_path / "broken", answer=search_then_answer, resume=last, first=1).fit()
+
+    def figures(done: Rehearsal) -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in row.items() if not name.startswith("seconds_")}
+            for row in done.run.read_metrics()
+        ]
+
+    assert figures(again) == figures(whole)
+    assert again.run.read_consumed() == whole.run.read_consumed()
+    assert [row["examples"] for row in whole.run.read_consumed()] == [["t0", "t1"], ["t2", "t3"], ["t4", "t5"]]
+    assert again.record.state() == whole.record.state()
+    assert again.module.weight.item() == whole.module.weight.item() == 3
+    assert again.engine.versions == [1, 2, 3]  # the weights of the checkpoint before anything is sampled
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tiny, tmp_path):
+    run = RunDirectory(tmp_path)
+    run.start("test", 0, "", {}, None)
+    run.log_metrics(0, "val", {"reward": -1.0})
+    run.log_consumed(1, ["t0"])
+    done = Rehearsal(tiny, tmp_path).fit()
+    assert [*done.rows("val")] == [0, 2, 3] and [row["step"] for row in done.run.read_consumed()] == [1, 2, 3]
+    assert done.rows("val")[0]["reward"] == 1.0
 
 
 def test_supervised_runs_roll_out_only_for_validation(tiny, tmp_path):
@@ -384,7 +434,7 @@ def test_an_engine_that_answers_nothing_stops_the_run(tiny, tmp_path):
 def test_an_engine_that_does_not_start_is_the_error_one_sees(tiny, tmp_path):
     rehearsal = Rehearsal(tiny, tmp_path)
 
-    def unable() -> Any:
+    def unable(run: Path, rank: int) -> Any:
         raise OSError("no such model")
 
     rehearsal.callback.make_worker = unable

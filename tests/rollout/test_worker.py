@@ -15,7 +15,7 @@ import torch
 from mmsr1.rollout.engines.base import Completion, Sampling, TokenPrompt
 from mmsr1.rollout.engines.scripted import ScriptedEngine
 from mmsr1.rollout.episode import Limits
-from mmsr1.rollout.worker import RolloutWorker
+from mmsr1.rollout.worker import RolloutWorker, first_rollouts
 from mmsr1.types import Episode, Timings, ToolResult
 from tests.rollout.conversation import SAMPLING, MemoryTool, example, make_renderer, picture, titled
 
@@ -260,3 +260,14 @@ def test_an_engine_that_fails_to_close_does_not_keep_the_thread(tiny: Any) -> No
     with pytest.raises(OSError, match="stuck"):
         worker.close()
     assert set(threading.enumerate()) <= before
+
+
+def test_an_example_that_is_there_twice_draws_differently_also_on_another_rank(tiny: Any) -> None:
+    twice = [EXAMPLES[0], EXAMPLES[1], EXAMPLES[0]]
+    first = first_rollouts(twice, 2)
+    assert first == [0, 0, 2]
+    with working(ScriptedEngine(search_then_answer, tiny), image_tool(), tiny) as worker:
+        whole = worker.rollout(twice, 2, SAMPLING, "train", 1)
+        shares = [worker.rollout(twice[rank::2], 2, SAMPLING, "train", 1, first=first[rank::2]) for rank in range(2)]
+    assert bare([shares[0][0], shares[1][0], shares[0][1]]) == bare(whole)
+    assert [[episode.rollout for episode in group] for group in whole] == [[0, 1], [0, 1], [2, 3]]

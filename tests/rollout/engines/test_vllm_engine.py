@@ -122,7 +122,8 @@ def test_a_stop_string_ends_the_turn_and_the_ids_stay_as_sampled(tiny, engine, l
     for seed in range(8, 60):
         (free,) = together(loop, engine.generate(prompt, sampling(seed, 20)))
         pairs = ((i, tiny.text(free.token_ids[i : i + 2])[:-1]) for i in range(5, 19))  # [:-1]: ends within a token
-        found = next(((i, s) for i, s in pairs if len(s) > 1 and s.isascii() and s not in said(tiny, free, i)), None)
+        fresh = ((i, s) for i, s in pairs if s in said(tiny, free, i + 1) and s not in said(tiny, free, i))
+        found = next(((i, s) for i, s in fresh if len(s) > 1 and s.isascii()), None)
         if found is not None:
             break
     else:

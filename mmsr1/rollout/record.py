@@ -1,0 +1,123 @@
+"""What a run writes about itself while it goes on, and what a resumed run must remember of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from mmsr1.models.ranks import Ranks
+from mmsr1.run_directory import RunDirectory
+from mmsr1.types import Group
+
+Figures = Callable[[Sequence[Group]], dict[str, Any]]
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Where the run is, for people (see `report.progress`)."""
+
+    def begin(self, phase: str, total: int) -> None: ...
+    def advance(self) -> None: ...
+    def show(self, split: str, step: int, figures: Mapping[str, Any]) -> None: ...
+
+
+class RunRecord:
+    """Figures and totals of one run; every rank keeps them, the first alone writes them down.
+
+    `figures` summarises groups for the metrics, `scorecard` does it with intervals for the summary.
+    """
+
+    def __init__(
+        self, run: RunDirectory, figures: Figures, scorecard: Figures, progress: Progress, episodes_every: int
+    ) -> None:
+        self.run, self.progress, self.episodes_every = run, progress, episodes_every
+        self._figures, self._scorecard = figures, scorecard
+        self.initial: dict[str, Any] = {}
+        self.final: dict[str, Any] = {}
+        self.best: float | None = None
+        self.steps_done = 0
+        self.cost_usd_uncached = 0.0
+        self.tool_calls: dict[str, float] = {}
+        self._calls_before: Mapping[str, float] = {}
+        self._ranks, self._loggers = Ranks(), []
+
+    def open(self, run: RunDirectory, ranks: Ranks, loggers: Sequence[Any]) -> None:
+        """The processes have met: where to write, and who."""
+        self.run, self._ranks, self._loggers = run, ranks, loggers
+
+    def state(self) -> dict[str, Any]:
+        """What `take_up` needs; JSON values. Money is not among them: that is in the ledger."""
+        return {
+            "initial": self.initial,
+            "final": self.final,
+            "best": self.best,
+            "cost_usd_uncached": self.cost_usd_uncached,
+            "tool_calls": self.tool_calls,
+        }
+
+    def begin(self) -> None:
+        """A run from its first step on; one that was killed before its first checkpoint starts over."""
+        if self._ranks.rank == 0:
+            self.run.drop_after(-1)
+
+    def take_up(self, step: int, state: Mapping[str, Any]) -> None:
+        """Go on after `step`; what was written of later steps will be written again."""
+        self.initial, self.final, self.steps_done = state["initial"], state["final"], step
+        self.best = state["best"]
+        self.cost_usd_uncached = state["cost_usd_uncached"]
+        self.tool_calls = self._calls_before = dict(state["tool_calls"])
+        if self._ranks.rank == 0:
+            self.run.drop_after(step)
+
+    def count_calls(self, counted: Mapping[str, int]) -> dict[str, float]:
+        """Add up the ranks' counters; returns what came on top since the last time. A collective."""
+        total = self._ranks.sum(counted)
+        known = {name: value + self._calls_before.get(name, 0) for name, value in total.items()}
+        fresh = {name: value - self.tool_calls.get(name, 0) for name, value in known.items()}
+        self.tool_calls = known
+        return fresh
+
+    def add_costs(self, groups: Sequence[Group]) -> None:
+        calls = (exchange for group in groups for episode in group.episodes_G for exchange in episode.calls)
+        self.cost_usd_uncached += sum(exchange.result.cost_usd for exchange in calls)
+
+    def validation(self, step: int, groups: Sequence[Group], seconds: float) -> None:
+        self.final = self._scorecard(groups)
+        if step == 0:
+            self.initial = self.final
+        figures = {name: value for name, value in self.final.items() if not name.endswith("_ci95")}
+        self._write("val", step, {**figures, "seconds_validation": seconds}, groups)
+
+    def training(self, step: int, groups: Sequence[Group], figures: Mapping[str, Any]) -> None:
+        """One finished step; `groups` empty where there are no rollouts."""
+        self.steps_done = step
+        if groups:
+            figures = {**self._figures(groups), **_rollout_figures(groups), **figures}
+        shown = step % self.episodes_every == 0 or step == 1
+        self._write("train", step, figures, groups if shown else ())
+        if groups and self._ranks.rank == 0:
+            self.run.log_consumed(step, [group.example.id for group in groups])
+
+    def _write(self, split: str, step: int, figures: Mapping[str, Any], groups: Sequence[Group]) -> None:
+        if self._ranks.rank != 0:
+            return
+        self.run.log_metrics(step, split, figures)
+        if groups:
+            self.run.write_groups(split, step, groups)
+        self.progress.show(split, step, figures)
+        for logger in self._loggers:
+            logger.log_metrics({f"{split}/{name}": value for name, value in figures.items()}, step)
+
+
+def _rollout_figures(groups: Sequence[Group]) -> dict[str, int | float]:
+    episodes = [episode for group in groups for episode in group.episodes_G]
+    kept = [trained for group in groups for trained in group.trained_G]
+    return {
+        "tokens_sampled": sum(episode.sampled_tokens for episode in episodes),
+        "seconds_tools_critical": max((episode.timings.tools_s for episode in episodes), default=0.0),
+        "masked_episodes": len(kept) - sum(kept),
+        **{
+            f"stop_{stop}": sum(episode.stop == stop for episode in episodes) / len(episodes)
+            for stop in sorted({episode.stop for episode in episodes})
+        },
+    }
