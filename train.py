@@ -11,17 +11,22 @@ Nothing heavy is imported before the configuration has been checked, so `--help`
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mmsr1.cli import run_command
-from mmsr1.config import Config, check
+from mmsr1.cli import remove_empty, restore_environment, run_command
+from mmsr1.config import Config, ConfigError, check
 
 if TYPE_CHECKING:
     from lightning import Trainer
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
+    from mmsr1.assembly import Start
     from mmsr1.models.loading import PolicyFiles
     from mmsr1.models.module import PolicyModule
     from mmsr1.rollout.callback import RolloutCallback
@@ -29,81 +34,155 @@ if TYPE_CHECKING:
 
 
 def main(config: Config, output: Path) -> None:
-    """One training job; its run directory is complete also after a failure or an interrupt."""
+    """One training job. Several processes on this machine are started here, those of several machines from outside."""
     from mmsr1.environment import prepare_process
+    from mmsr1.models.plan import settle
+    from mmsr1.processes import is_first_process, started_count, started_from_outside
 
-    processes = config.trainer.devices * config.trainer.num_nodes
-    check(processes == 1, "trainer.devices", processes, "rollouts are not shared out among processes yet; use 1")
+    config = settle(config)
+    wanted = config.trainer.devices * config.trainer.num_nodes
+    if wanted > 1 and not started_from_outside():
+        return _launch(config, output)
+    remedy = "must be trainer.devices x trainer.num_nodes, which is the number of processes started"
+    check(started_count() == wanted, "processes", started_count(), remedy)
     prepare_process(config.trainer.threads)
+    from mmsr1.assembly import resume_point
+    from mmsr1.processes import interrupt_on_sigterm
+    from mmsr1.run_directory import RunDirectory
+
+    interrupt_on_sigterm()
+    run, start = RunDirectory(output), resume_point(config, output)
+    if is_first_process():
+        _lead(config, run, start)
+        return
+    try:  # the first one writes, and says what is wrong; this one takes its share of the work
+        train(config, run, start)
+    except ConfigError:
+        sys.exit(2)
+    finally:
+        remove_empty(output)
+
+
+def _lead(config: Config, run: RunDirectory, start: Start) -> None:
+    """Train as the process that writes; the run directory is complete also after a failure or an interrupt."""
+    from filelock import FileLock, Timeout
     from omegaconf import OmegaConf
 
-    from mmsr1.run_directory import RunDirectory, git_commit, versions
+    from mmsr1.processes import lost_another
+    from mmsr1.run_directory import git_commit, versions, write_whole
 
-    run, started = RunDirectory(output), time.perf_counter()
-    commit = git_commit(Path(__file__).resolve().parent)
-    run.start(" ".join(["python", *sys.argv]), config.seed, OmegaConf.to_yaml(config), versions(), commit)
-    status, error = "failed", None
+    started, commit = time.perf_counter(), git_commit(Path(__file__).resolve().parent)
+    remedy = f"a run is there; resume={run.path} goes on with it, another folder starts afresh"
+    check(not (config.resume is None and run.read_run()), "hydra.run.dir", run.path, remedy)
+    lock = FileLock(run.path / ".lock")
     try:
-        status = train(config, run)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigError(f"resume={run.path}: a process is still at work there") from error
+    file = run.path / "config.yaml"
+    settings, before = OmegaConf.to_yaml(replace(config, resume=None)), file.read_bytes() if config.resume else None
+    run.start(" ".join(["python", *sys.argv]), config.seed, settings, versions(), commit)
+    status, cause = "failed", None
+    try:
+        status = train(config, run, start)
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
     except BaseException as failure:
-        error = " ".join(f"{type(failure).__name__}: {failure}".split())
-        raise
+        cause = " ".join(f"{type(failure).__name__}: {failure}".split())
+        if isinstance(failure, ConfigError) and before is not None:
+            write_whole(file, before)  # what was refused is not what the run goes on with
+        if not lost_another(failure):
+            raise
+        cause = f"another process of this run is gone ({cause})"
     finally:
-        run.finish(status, time.perf_counter() - started, error)  # type: ignore[arg-type]
+        run.finish(status, time.perf_counter() - started, cause)  # type: ignore[arg-type]
         _report(run)
-    if status == "interrupted":
-        sys.stderr.write(f"interrupted; what was written so far is in {run.path}\n")
-        sys.exit(130)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+    if status != "finished":
+        again = f"python train.py resume={run.path}"
+        sys.stderr.write(f"{cause or 'interrupted'}; what was written so far is in {run.path}; go on with {again}\n")
+        sys.exit(130 if status == "interrupted" else 1)
 
 
-def train(config: Config, run: RunDirectory) -> str:
+def _launch(config: Config, output: Path) -> None:
+    """This same command once for every device; they share the run directory that this process was given."""
+    from mmsr1.processes import launch
+    from mmsr1.run_directory import RunDirectory
+
+    nodes = config.trainer.num_nodes
+    check(nodes == 1, "trainer.num_nodes", nodes, "start one process a device on every node: docs/scale.md")
+    if config.resume:  # a mistake is told once, before anything is started
+        from mmsr1.assembly import resume_point
+
+        resume_point(config, output)
+    restore_environment()
+    again = [argument for argument in sys.argv if not argument.startswith("hydra.run.dir=")]
+    status, cause = launch(config.trainer.devices, [*again, f'hydra.run.dir="{output}"'])
+    record = RunDirectory(output).read_run()
+    if cause and record and status != 2:  # 2 is a user's mistake, which the first process has told
+        RunDirectory(output).finish("failed", record.get("wall_seconds", 0.0), cause)
+        sys.stderr.write(f"{cause}, the others were stopped; go on with python train.py resume={output}\n")
+    sys.exit(status)
+
+
+def train(config: Config, run: RunDirectory, start: Start) -> str:
     """The skeleton: data, policy, tools, engine, module, trainer; then the summary. Returns the final status."""
     import torch
     from lightning import seed_everything
 
     from mmsr1 import assembly
+    from mmsr1.models.checkpoint import CheckpointError, check_model
+    from mmsr1.processes import is_first_process
     from mmsr1.report.progress import RunProgress
 
-    started = time.perf_counter()
+    started, first = time.perf_counter(), is_first_process()
     seed_everything(config.seed, verbose=False)
     torch.set_num_threads(config.trainer.threads)
-    with RunProgress(config.trainer.max_steps) as progress:
-        progress.say(f"run directory: {run.path}")
+    with RunProgress(config.trainer.max_steps, shown=first) as progress, TemporaryDirectory() as scratch:
+        progress.say(f"run directory: {run.path}" + (f", from step {start.done}" if config.resume else ""))
         progress.begin("data", 1)
         examples, validation, skipped = assembly.training_examples(config)
         for line in (*assembly.skipped_rows(skipped), *assembly.remarks(config, examples)):
             progress.say(line)
         files = assembly.policy_files(config)
-        tools = assembly.search_tools(config)
-        weights = assembly.starting_weights(config, files, run.path)
+        weights = assembly.starting_weights(config, files, Path(scratch))
+        record = assembly.run_record(config, run, progress)
 
-        module, buffer, data = _algorithm(config, files, examples)
+        if start.checkpoint is not None and start.done == config.trainer.max_steps:
+            if first:  # killed between its last checkpoint and its end
+                assembly.complete(config, run, files, record, start.checkpoint)
+            return "finished"
+        module, buffer, data = _algorithm(config, files, examples, start.done)
         callback = assembly.rollout_callback(
             config,
-            lambda: assembly.rollout_worker(config, files, tools, weights),
+            lambda path, rank: assembly.rollout_worker(config, files, weights, path, rank),
             buffer,
             validation,
-            tools,
-            run,
-            progress,
+            record,
+            start.checkpoint,
         )
         trainer = _trainer(config, run.path, callback)
         try:
+            if start.checkpoint is not None:  # before anything slow is started
+                check_model(start.checkpoint, module.policy)
             trainer.fit(module, data)
+            if first:
+                export_dtype = getattr(torch, config.model.export_dtype)
+                assembly.save_policy(run.path / "policy", files, callback.weights, export_dtype)
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from error
         except SystemExit:  # how Lightning leaves after Ctrl-C
             return "interrupted"
         finally:
-            _summary(run, callback, assembly.tool_counts(tools), len(skipped), time.perf_counter() - started)
-        export_dtype = getattr(torch, config.model.export_dtype)
-        assembly.save_policy(run.path / "policy", files, dict(module.full_weights()), export_dtype)
-    progress.closing(callback.initial, callback.final, str(run.path))
+            if first:
+                run.write_summary(assembly.summary(record, len(skipped), time.perf_counter() - started))
+    progress.closing(record.initial, record.final, str(run.path))
     return "finished"
 
 
-def _algorithm(config: Config, files: PolicyFiles, examples: Any) -> tuple[PolicyModule, Any, Any]:
-    """(module, buffer or None, loader with one item a step)."""
+def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> tuple[PolicyModule, Any, Any]:
+    """(module, buffer or None, loader with one item a step, the first `done` left out)."""
     from torch.utils.data import DataLoader
 
     from mmsr1 import assembly
@@ -116,11 +195,11 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any) -> tuple[Polic
     if config.model.activation_checkpointing:
         files.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(files.model, config.model.logprob_chunk)
-    optim = assembly.optim_spec(algorithm, steps)
+    optim, sharding = assembly.optim_spec(algorithm, steps, config.trainer), assembly.sharding(config)
     if algorithm.kind == "sft":
         data: Any = assembly.WarmupData(config, files)
         buffer = None
-        module: PolicyModule = SFTModule(policy, files.patches, optim, algorithm.token_budget, frozen)
+        module: PolicyModule = SFTModule(policy, files.patches, optim, algorithm.token_budget, frozen, sharding)
     else:
         data = assembly.prompt_schedule(config, examples)
         buffer = RolloutBuffer()
@@ -137,31 +216,42 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any) -> tuple[Polic
             algorithm.token_budget,
             algorithm.gap_limit,
             frozen,
+            sharding,
         )
     # One item is one step, already a batch. Workers are spawned: this process has threads, which a fork would lose.
     workers = config.trainer.data_workers
     context = "spawn" if workers else None
-    loader = DataLoader(data, batch_size=None, shuffle=False, num_workers=workers, multiprocessing_context=context)
+    left = range(done, steps)
+    loader = DataLoader(data, batch_size=None, sampler=left, num_workers=workers, multiprocessing_context=context)
     return module, buffer, loader
 
 
 def _trainer(config: Config, run_path: Path, callback: RolloutCallback) -> Trainer:
     """One strategy on every machine; what it shards is up to `PolicyModule.configure_model`."""
     from lightning import Trainer
+    from lightning.pytorch.callbacks import LambdaCallback
     from lightning.pytorch.loggers import WandbLogger
     from lightning.pytorch.strategies import ModelParallelStrategy
 
+    from mmsr1.processes import interrupt_on_sigterm
+
+    class Offloaded(ModelParallelStrategy):
+        def model_to_device(self) -> None:
+            """FSDP2 has put everything where it belongs; Lightning would move the offloaded shards to the GPU."""
+
     knobs, wandb = config.trainer, config.logger
-    strategy = ModelParallelStrategy(
+    strategy = (Offloaded if knobs.offload else ModelParallelStrategy)(
         data_parallel_size=knobs.devices * knobs.num_nodes,
         tensor_parallel_size=1,
-        process_group_backend="gloo" if knobs.accelerator == "cpu" else "nccl",
+        # On GPUs gloo takes what is in CPU memory: objects, and all gradients with trainer.offload.
+        process_group_backend="gloo" if knobs.accelerator == "cpu" else "cpu:gloo,cuda:nccl",
         save_distributed_checkpoint=True,
     )
     logger = (
         WandbLogger(
             project=wandb.project,
             name=f"{config.name}-{config.seed}",
+            version=re.sub(r"[^\w-]", "-", f"{config.name}-{run_path.name}"),  # a resumed run goes on under its own
             save_dir=run_path,
             offline=wandb.mode == "offline",
         )
@@ -174,7 +264,9 @@ def _trainer(config: Config, run_path: Path, callback: RolloutCallback) -> Train
         num_nodes=knobs.num_nodes,
         strategy=strategy,
         max_epochs=1,
-        callbacks=[callback],
+        # Lightning's own handler waits for a broadcast, which never comes when a process is lost.
+        callbacks=[LambdaCallback(on_train_start=lambda *_: interrupt_on_sigterm()), callback],
+        plugins=[_environment()],
         logger=logger,
         default_root_dir=run_path,
         use_distributed_sampler=False,
@@ -184,21 +276,17 @@ def _trainer(config: Config, run_path: Path, callback: RolloutCallback) -> Train
     )
 
 
-def _summary(run: RunDirectory, callback: RolloutCallback, counts: Any, skipped: int, seconds: float) -> None:
-    run.write_summary(
-        {
-            "initial": callback.initial,
-            "final": callback.final,
-            "steps": callback.steps_done,
-            "wall_seconds": seconds,
-            "tool_calls": counts["calls"],
-            "cache_hits": counts["hits"],
-            "backend_calls": counts["backend_calls"],
-            "cost_usd": callback.cost_usd,
-            "cost_usd_uncached": callback.cost_usd_uncached,
-            "skipped_rows": skipped,
-        }
-    )
+def _environment() -> ClusterEnvironment:
+    """Who started the processes. Lightning's own guess takes any shell inside a SLURM allocation for srun."""
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    from mmsr1.processes import started_by
+
+    if started_by() == "srun":
+        return SLURMEnvironment(auto_requeue=False)
+    return TorchElasticEnvironment() if started_by() == "torchrun" else LightningEnvironment()
 
 
 def _report(run: RunDirectory) -> None:

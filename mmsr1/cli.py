@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -27,6 +28,11 @@ from mmsr1.config import Config, ConfigError, check, register
 from mmsr1.rollout.prompts import load_prompts
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ConfigError)
+# What a checkpoint was made with; another value would train something else in its place.
+_FIXED = {f"model.{name}" for name in ("path", "lora_rank", "lora_alpha", "freeze_vision", "hidden", "layers")}
+_FIXED |= {"algorithm.kind", "algorithm.prompts_per_step", "data.mixture", "data.train_path", "data.train_size"}
+_FIXED |= {"data.kind", "data.root"}
+_FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0")  # as the user set it; `run_command` sets it for Hydra
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
@@ -38,21 +44,22 @@ def run_command(job: Callable[[Config, Path], None]) -> None:
     it exits with 1 if a job failed. `HYDRA_FULL_ERROR=1` shows the traceback of a mistake too.
     """
     register()
-    full_errors = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    full_errors = _FULL_ERROR == "1"
     # Hydra's own handler prints several lines and exits with 1; with this set it lets us handle the error.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     conf = str(Path(sys.argv[0]).resolve().parent / "conf")
     failed: list[Path] = []
+    sys.argv = _resuming(sys.argv)
 
     @hydra.main(version_base="1.3", config_path=conf, config_name="config")
     def task(raw: Any) -> None:
         settings = HydraConfig.get()
         output = Path(settings.runtime.output_dir)
         if settings.mode == RunMode.MULTIRUN:
-            failed.extend(_in_own_process(list(settings.overrides.task), output, full_errors))
+            failed.extend(_in_own_process(list(settings.overrides.task), output))
             return
         with _mistakes_in_one_line(full_errors, output):  # here already: Hydra would announce what reaches it
-            job(checked(raw), output)
+            job(checked(raw if raw.resume is None else resumed(output, list(settings.overrides.task))), output)
 
     with _mistakes_in_one_line(full_errors):
         task()
@@ -67,7 +74,7 @@ def _mistakes_in_one_line(full_errors: bool, output: Path | None = None) -> Iter
         yield
     except USER_ERRORS as error:
         if output is not None:
-            _remove_empty(output)
+            remove_empty(output)
         if full_errors:
             raise
         refuse(explain(error))
@@ -79,6 +86,43 @@ def refuse(message: str) -> NoReturn:
     """One line on standard error and exit status 2."""
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     sys.exit(2)
+
+
+def _resuming(arguments: list[str]) -> list[str]:
+    """The command line with the run directory that `resume=` names as Hydra's own."""
+    named = [argument.removeprefix("resume=").strip('"') for argument in arguments if argument.startswith("resume=")]
+    if not named:
+        return arguments
+    output = Path(named[-1]).resolve()
+    rest = [argument for argument in arguments if not argument.startswith(("resume=", "hydra.run.dir="))]
+    if not (output / "config.yaml").is_file():
+        refuse(f"resume={named[-1]}: no run there; give the run directory, which holds config.yaml")
+    if {"-m", "--multirun"} & set(rest):
+        refuse(f"resume={named[-1]}: a run is resumed alone, not in a sweep; leave out -m")
+    return [*rest, f'resume="{output}"', f'hydra.run.dir="{output}"']
+
+
+def resumed(run: Path, overrides: list[str]) -> Any:
+    """The configuration that `run` was started with, under single keys given now; raw, with `resume` set.
+
+    Raises ConfigError for an override that is not a plain `key=value`.
+    """
+    raw = OmegaConf.merge(OmegaConf.structured(Config), {"resume": str(run)})
+    saved: Any = OmegaConf.load(run / "config.yaml")
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key, given = override.key_or_group, override.input_line or ""
+        plain = not (override.is_add() or override.is_delete() or override.is_sweep_override()) and "." in key
+        if key != "resume":
+            remedy = "a resumed run brings its own configuration; beside it give only keys like trainer.max_steps=80"
+            check(plain, key, given.partition("=")[2], remedy)
+            fixed = key in _FIXED or key.startswith("data.world.")
+            check(not fixed, key, given.partition("=")[2], "a resumed run keeps its model and its examples")
+            OmegaConf.update(saved, key, override.value(), force_add=False)
+    nodes = {"grpo": schema.GrpoConfig, "sft": schema.SftConfig}
+    kind = OmegaConf.select(saved, "algorithm.kind")
+    check(kind in nodes, "resume", str(run), "its config.yaml is damaged: no algorithm.kind")
+    raw.algorithm = OmegaConf.structured(nodes[kind])
+    return OmegaConf.merge(raw, saved, {"resume": str(run)})
 
 
 def checked(raw: Any) -> Config:
@@ -175,7 +219,7 @@ def _near(name: str, options: list[str]) -> list[str]:
     return difflib.get_close_matches(name, options, n=1)
 
 
-def _remove_empty(folder: Path) -> None:
+def remove_empty(folder: Path) -> None:
     """Remove the folder, and those above it within the working directory, as far as they are empty."""
     here = Path.cwd()
     try:
@@ -186,11 +230,15 @@ def _remove_empty(folder: Path) -> None:
         return
 
 
-def _in_own_process(overrides: list[str], output: Path, full_errors: bool) -> list[Path]:
+def restore_environment() -> None:
+    """The environment as it was before `run_command`, for commands that start this program again."""
+    os.environ["HYDRA_FULL_ERROR"] = _FULL_ERROR
+
+
+def _in_own_process(overrides: list[str], output: Path) -> list[Path]:
     """Run one job of a sweep; returns its folder if it failed."""
-    command = [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={output}"]
-    environment = os.environ | {"HYDRA_FULL_ERROR": str(int(full_errors))}
-    job = subprocess.Popen(command, env=environment)
+    command = [sys.executable, sys.argv[0], *overrides, f'hydra.run.dir="{output}"']
+    job = subprocess.Popen(command, env=os.environ | {"HYDRA_FULL_ERROR": _FULL_ERROR})
     try:
         status = job.wait()
     except KeyboardInterrupt:  # the terminal sent it to the job too, which now writes its summary and report

@@ -38,14 +38,21 @@ def positive(group: str, node: object, *names: str) -> None:
 
 @dataclass
 class ModelConfig:
-    """`path` is a Hugging Face folder; null builds a tiny Qwen2.5-VL from nothing with the sizes below."""
+    """`path` is a Hugging Face folder; null builds a tiny Qwen2.5-VL from nothing with the sizes below.
+
+    `dtype` is what trainer and engine compute in; `param_dtype` is what the trainer holds and updates. `lora_rank` 0
+    trains the weights themselves, above 0 adapters of that rank on the language model.
+    """
 
     path: str | None = MISSING
     dtype: str = MISSING
+    param_dtype: str = MISSING
     export_dtype: str = MISSING
     freeze_vision: bool = MISSING
     activation_checkpointing: bool = MISSING
     logprob_chunk: int = MISSING
+    lora_rank: int = MISSING
+    lora_alpha: float = MISSING
     hidden: int = 128
     layers: int = 3
     vision_hidden: int = 64
@@ -53,7 +60,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, "float32", "bfloat16")
+        one_of("model.param_dtype", self.param_dtype, "float32", self.dtype)
         one_of("model.export_dtype", self.export_dtype, "float32", "float16", "bfloat16")
+        at_least(0, "model", self, "lora_rank")
+        positive("model", self, "lora_alpha")
         positive("model", self, "logprob_chunk", "hidden", "layers", "vision_hidden", "vision_depth")
         check(
             self.hidden % 128 == 0,
@@ -260,7 +270,12 @@ class SftConfig(AlgorithmConfig):
 
 @dataclass
 class TrainerConfig:
-    """`max_steps` counts rollout steps (optimiser steps for sft). Validation also runs first and last."""
+    """`max_steps` counts rollout steps (optimiser steps for sft). Validation also runs first and last.
+
+    `optimizer_state` (precision of AdamW's moments) and `offload` (parameters, gradients and moments in CPU memory) are
+    chosen by the planner where they are null, for GPUs of `gpu_memory_gib`. The last `keep_last` checkpoints stay, and
+    the best one.
+    """
 
     accelerator: str = MISSING
     devices: int = MISSING
@@ -271,12 +286,26 @@ class TrainerConfig:
     val_every: int = MISSING
     checkpoint_every: int = MISSING
     episodes_every: int = MISSING
+    keep_last: int = MISSING
+    optimizer_state: str | None = MISSING
+    offload: bool | None = MISSING
+    gpu_memory_gib: float | None = MISSING
 
     def __post_init__(self) -> None:
         one_of("trainer.accelerator", self.accelerator, "cpu", "cuda")
+        if self.optimizer_state is not None:
+            one_of("trainer.optimizer_state", self.optimizer_state, "float32", "bfloat16")
+        on_gpu = self.accelerator == "cuda"
+        check(on_gpu or not self.offload, "trainer.offload", self.offload, "is for trainer.accelerator=cuda")
+        check(
+            self.gpu_memory_gib is None or self.gpu_memory_gib > 0,
+            "trainer.gpu_memory_gib",
+            self.gpu_memory_gib,
+            "must be positive",
+        )
         at_least(0, "trainer", self, "data_workers")
         positive("trainer", self, "devices", "num_nodes", "threads")
-        positive("trainer", self, "max_steps", "val_every", "checkpoint_every", "episodes_every")
+        positive("trainer", self, "max_steps", "val_every", "checkpoint_every", "episodes_every", "keep_last")
 
 
 @dataclass
@@ -296,6 +325,7 @@ class Config:
 
     name: str = MISSING
     seed: int = MISSING
+    resume: str | None = None
     model: ModelConfig = MISSING
     rollout: RolloutConfig = MISSING
     tools: ToolsConfig = MISSING

@@ -7,13 +7,13 @@ which outlives a weight sync cannot go unnoticed.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 
+from mmsr1.models import checkpoint
 from mmsr1.models.loading import load_policy
 from mmsr1.models.packing import flatten, pack
 from mmsr1.models.policy import Policy
@@ -185,11 +186,14 @@ def test_the_run_directory_holds_what_the_contract_says(finished):
         "metrics.jsonl",
         "episodes",
         "checkpoints",
+        "consumed.jsonl",
+        "ledger",
         "policy",
         "summary.json",
         "report.html",
     }
-    assert {entry.name for entry in (finished.path / "checkpoints").iterdir()} == {"last", "best"}
+    assert (finished.path / "checkpoints" / "00000003" / "state.json").is_file()
+    assert [len(row["examples"]) for row in finished.run.read_consumed()] == [6, 6, 6]
     config = (finished.path / "config.yaml").read_text()
     assert yaml.safe_load(config)["algorithm"]["group_size"] == 4 and "${" not in config
     record = finished.run.read_run()
@@ -293,8 +297,9 @@ def test_a_stale_encoder_cache_stops_the_run(folder, warmed):
     assert (stale.path / "report.html").exists() and not (stale.path / "policy").exists()
 
 
-def test_an_interrupted_run_from_nothing_is_left_readable(folder):
-    """Ctrl-C after the first step of a policy made from nothing, to which no reward has come yet."""
+@pytest.fixture(scope="module")
+def interrupted(folder) -> Finished:
+    """Ctrl-C after the first steps of a policy made from nothing, to which no reward has come yet."""
     overrides = (
         "+experiment=grpo_balanced",
         "model=tiny",
@@ -303,6 +308,7 @@ def test_an_interrupted_run_from_nothing_is_left_readable(folder):
         "algorithm.prompts_per_step=2",
         "algorithm.group_size=2",
         "trainer.max_steps=500",
+        "trainer.checkpoint_every=1",
     )
     process = subprocess.Popen(
         command(folder, "interrupted", *overrides),
@@ -320,15 +326,21 @@ def test_an_interrupted_run_from_nothing_is_left_readable(folder):
         for line in process.stderr:
             lines.append(line)
             if re.match(r"\s*train\s+1\b", line):
+                while process.poll() is None and len(checkpoint.complete(folder / "interrupted" / "checkpoints")) < 2:
+                    time.sleep(0.05)
                 process.send_signal(signal.SIGINT)
                 break
         _, rest = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, "".join(lines) + rest
-    assert "Traceback" not in rest
-    run = RunDirectory(folder / "interrupted")
-    assert str(run.path) in rest
+    return Finished(RunDirectory(folder / "interrupted"), process.returncode, "".join([*lines, rest]))
+
+
+def test_an_interrupted_run_from_nothing_is_left_readable(interrupted):
+    assert interrupted.status == 130, interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
+    run = interrupted.run
+    assert f"go on with python train.py resume={run.path}" in interrupted.stderr
     record = run.read_run()
     assert record["status"] == "interrupted" and record["wall_seconds"] > 0
     rows = run.read_metrics("train")
@@ -336,6 +348,27 @@ def test_an_interrupted_run_from_nothing_is_left_readable(folder):
     assert rows[0]["zero_advantage_groups"] == 2 and rows[0]["tokens_trained"] == 0
     assert run.read_summary()["steps"] in (len(rows), len(rows) + 1)  # the signal may fall between update and metrics
     assert len(run.read_episodes("val", 0)) == VAL_SIZE
-    assert json.loads((run.path / "start" / "config.json").read_text())["model_type"] == "qwen2_5_vl"
     assert not (run.path / "policy").exists()  # that name is for trained weights
     assert (run.path / "report.html").exists()
+
+
+def test_it_goes_on_where_it_was_with_another_number_of_processes(folder, interrupted):
+    """Two processes take up the run of one; what it had written stays."""
+    before = interrupted.run.read_metrics("train")
+    steps = checkpoint.read_state(checkpoint.complete(interrupted.path / "checkpoints")[-1])["step"] + 2
+    go_on = [str(ROOT / "train.py"), f"resume={interrupted.path}", f"trainer.max_steps={steps}", "trainer.devices=2"]
+    done = subprocess.run(
+        [sys.executable, *go_on], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    run, record = interrupted.run, interrupted.run.read_run()
+    assert record["status"] == "finished" and len(record["resumed"]) == 1
+    rows = run.read_metrics("train")
+    assert [row["step"] for row in rows] == list(range(1, steps + 1)) and rows[: steps - 2] == before[: steps - 2]
+    assert [row["step"] for row in run.read_consumed()] == list(range(1, steps + 1))
+    assert {row["split"] for row in run.read_metrics() if row["step"] == steps} == {"train", "val"}
+    assert {file.stem for file in (run.path / "ledger").iterdir()} <= {"rank0", "rank1"}
+    assert (run.path / "policy" / "model.safetensors").exists()
+    again = subprocess.run([sys.executable, *go_on], cwd=folder, capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and f"step {steps} was the last" in again.stderr
+    assert run.read_run()["status"] == "finished"

@@ -1,0 +1,57 @@
+"""Configuration to objects, each made from plain arguments. Entry points import this; components never see a config."""
+
+from mmsr1.assembly.data import (
+    emblem_store,
+    examples,
+    mixture,
+    prompt_schedule,
+    remarks,
+    skipped_rows,
+    training_examples,
+    world_spec,
+)
+from mmsr1.assembly.policy import base_policy, loss_spec, optim_spec, policy_files, renderer, sharding, starting_weights
+from mmsr1.assembly.rollout import (
+    ledger_folder,
+    reward_spec,
+    rollout_callback,
+    rollout_worker,
+    sampling,
+    search_tools,
+    tool_counts,
+)
+from mmsr1.assembly.run import Start, complete, resume_point, run_record, summary
+from mmsr1.assembly.warmup import WarmupData
+from mmsr1.models.loading import save_policy
+
+__all__ = [
+    "Start",
+    "WarmupData",
+    "base_policy",
+    "complete",
+    "emblem_store",
+    "examples",
+    "ledger_folder",
+    "loss_spec",
+    "mixture",
+    "optim_spec",
+    "policy_files",
+    "prompt_schedule",
+    "remarks",
+    "renderer",
+    "resume_point",
+    "reward_spec",
+    "rollout_callback",
+    "rollout_worker",
+    "run_record",
+    "sampling",
+    "save_policy",
+    "search_tools",
+    "sharding",
+    "skipped_rows",
+    "starting_weights",
+    "summary",
+    "tool_counts",
+    "training_examples",
+    "world_spec",
+]

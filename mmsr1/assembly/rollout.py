@@ -1,0 +1,113 @@
+"""Engine, tools and reward, and the callback that owns them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmsr1.assembly.data import emblem_store
+from mmsr1.assembly.policy import renderer
+from mmsr1.config import Config
+from mmsr1.models.buffer import RolloutBuffer
+from mmsr1.models.loading import PolicyFiles
+from mmsr1.rewards.reward import RewardSpec
+from mmsr1.rollout.callback import RolloutCallback, Schedule
+from mmsr1.rollout.engines.base import Sampling
+from mmsr1.rollout.engines.vllm import VllmEngine
+from mmsr1.rollout.episode import Limits
+from mmsr1.rollout.protocol import STOP_STRINGS
+from mmsr1.rollout.record import RunRecord
+from mmsr1.rollout.worker import RolloutWorker
+from mmsr1.tools.cache import CachedTool
+from mmsr1.tools.image_search.local import LocalImageSearch
+from mmsr1.tools.ledger import Ledger
+from mmsr1.tools.store import Store
+from mmsr1.tools.text_search.local import LocalTextSearch
+from mmsr1.types import Example
+
+
+def search_tools(config: Config, ledger: Ledger) -> dict[Any, CachedTool[Any]]:
+    """Local image and text search behind the disk cache; what they ask is written down in `ledger`."""
+    store, tools = emblem_store(config), config.tools
+    cache = Store(Path(tools.cache_dir))
+    found = (
+        LocalImageSearch(store.image_index, tools.image_results, tools.thumbnails),
+        LocalTextSearch(store.text_index, tools.text_results),
+    )
+    return {tool.name: CachedTool(tool, cache, ledger=ledger) for tool in found}
+
+
+def tool_counts(tools: Mapping[Any, CachedTool[Any]]) -> dict[str, int]:
+    """Totals over all tools since they were made."""
+    counters = [tool.counters for tool in tools.values()]
+    return {name: sum(getattr(c, name) for c in counters) for name in ("calls", "hits", "backend_calls")}
+
+
+def ledger_folder(run: Path) -> Path:
+    return run / "ledger"
+
+
+def rollout_worker(config: Config, files: PolicyFiles, weights: Path, run: Path, rank: int) -> RolloutWorker:
+    """Engine, tools and renderer on their own thread. The engine starts from the folder `weights`."""
+    rollout = config.rollout
+    tools = search_tools(config, Ledger(ledger_folder(run), f"rank{rank}"))
+    vllm = rollout.vllm
+    engine = VllmEngine(
+        weights,
+        dtype=config.model.dtype,
+        max_model_len=vllm.max_model_len,
+        max_num_seqs=vllm.max_num_seqs,
+        max_num_batched_tokens=vllm.max_num_batched_tokens,
+        kv_cache_bytes=int(vllm.kv_cache_gib * 2**30) if vllm.kv_cache_gib else None,
+        images_per_prompt=vllm.images_per_prompt,
+        enforce_eager=vllm.enforce_eager,
+        engine_args=vllm.extra,
+        reset_encoder_cache=rollout.reset_encoder_cache,
+        pixels=files.patches.fitted,
+    )
+    limits = Limits(
+        turns=rollout.turns,
+        turn_tokens=rollout.turn_tokens,
+        episode_tokens=rollout.episode_tokens,
+        searches={"image_search": rollout.image_searches, "text_search": rollout.text_searches},
+        on_tool_failure=rollout.on_tool_failure,  # type: ignore[arg-type]  (checked by the schema)
+    )
+    return RolloutWorker(
+        engine, tools, renderer(config, files), limits, seed=config.seed, deterministic=rollout.deterministic
+    )
+
+
+def sampling(config: Config) -> Sampling:
+    rollout = config.rollout
+    return Sampling(rollout.temperature, rollout.top_p, max_tokens=rollout.turn_tokens, seed=0, stop=STOP_STRINGS)
+
+
+def reward_spec(config: Config) -> RewardSpec:
+    return RewardSpec(**asdict(config.rewards))  # type: ignore[arg-type]
+
+
+def rollout_callback(
+    config: Config,
+    make_worker: Callable[[Path, int], RolloutWorker],
+    buffer: RolloutBuffer | None,
+    validation: Sequence[Example],
+    record: RunRecord,
+    resume: Path | None,
+) -> RolloutCallback:
+    """The callback with the schedule of this configuration; `resume` is a checkpoint."""
+    algorithm, trainer = config.algorithm, config.trainer
+    return RolloutCallback(
+        make_worker,
+        buffer,
+        validation,
+        sampling(config),
+        reward_spec(config),
+        group_size=getattr(algorithm, "group_size", 1),
+        normalise=getattr(algorithm, "advantage", "std"),
+        schedule=Schedule(trainer.max_steps, trainer.val_every, trainer.checkpoint_every, trainer.keep_last),
+        record=record,
+        tool_counts=tool_counts,
+        resume=resume,
+    )
