@@ -11,9 +11,8 @@ from acceptance.lines import run_lines
 
 
 def main() -> int:
-    names = sorted(
-        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__main__", "__init__", "lines")
-    )
+    files = (path for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    names = sorted(path.stem for path in files if path.stem != "lines")
     parser = argparse.ArgumentParser(prog="acceptance", description="Run the acceptance lines of an issue.")
     parser.add_argument("name", choices=names)
     parser.add_argument("--only", nargs="*", default=[], help="names of lines")

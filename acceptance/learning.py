@@ -129,7 +129,7 @@ def determinism() -> list[Check]:
     training_run("default_1", *usual)
     again = summary(training_run("default_2", *usual))
     return [
-        holds("6", "metrics.jsonl identical up to seconds_* and cache_*", _comparable(first) == _comparable(second)),
+        holds("6", "metrics.jsonl identical up to seconds_* and cache_*", comparable(first) == comparable(second)),
         at_most("6", "back-end calls of the second run", summary(second)["backend_calls"], 0),
         at_least("6", "cache hits in default mode", again["cache_hits"] / again["tool_calls"], 0.95),
     ]
@@ -219,7 +219,7 @@ def _images_in_episodes(run: Path) -> list[int]:
     return [sum(len(segment["images"]) for segment in row["segments"]) for row in rows]
 
 
-def _comparable(run: Path) -> list[dict[str, Any]]:
+def comparable(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(("seconds_", "cache_"))} for row in rows]
 

@@ -67,11 +67,11 @@ def command(
     return result, seconds
 
 
-def training_run(name: str, *overrides: str, cwd: Path = ROOT) -> Path:
+def training_run(name: str, *overrides: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Path:
     """`python train.py OVERRIDES` into outputs/acceptance/<name>, started afresh; its run directory."""
     target = OUTPUT / name
     shutil.rmtree(target, ignore_errors=True)
-    command(sys.executable, "train.py", *overrides, f"hydra.run.dir={target}", cwd=cwd)
+    command(sys.executable, "train.py", *overrides, f"hydra.run.dir={target}", cwd=cwd, env=env)
     return target
 
 
