@@ -140,11 +140,12 @@ def in_both(rank: int, folder: Path) -> dict[str, Trained]:
     from train import _trainer
 
     found = {}
-    knobs = SimpleNamespace(accelerator="cpu", devices=RANKS, num_nodes=1)
-    config: Any = SimpleNamespace(trainer=knobs, logger=SimpleNamespace(project=None))
     for name, scenario in SCENARIOS.items():
+        sharding = scenario.sharded.get("sharding", Sharding())
+        knobs = SimpleNamespace(accelerator="cpu", devices=RANKS, num_nodes=1, offload=sharding.offload)
+        config: Any = SimpleNamespace(trainer=knobs, logger=SimpleNamespace(project=None))
         one = module(**scenario.settings, **scenario.sharded)
-        found[name] = trained(one, scenario.steps, lambda feed: _trainer(config, folder, feed))
+        found[name] = trained(one, scenario.steps, lambda feed, config=config: _trainer(config, folder, feed))
         assert all(isinstance(parameter, DTensor) for parameter in one.policy.parameters())
     return found
 
