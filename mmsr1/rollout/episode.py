@@ -139,8 +139,8 @@ async def _take_turn(
         completion = await clock.waiting("engine", engine.generate(prompt, draw))
         if isinstance(completion, EngineFailure):
             return _Turn(tuple(said), text, cut=False, ended=False, failure=completion)
-        sampled = Sampled(completion.logprobs, completion.weight_version)
-        said.append(Segment("sampled", completion.token_ids, trusted=False, sampled=sampled))
+        for ids, logprobs, version in completion.parts():
+            said.append(Segment("sampled", ids, trusted=False, sampled=Sampled(logprobs, version)))
         room -= len(completion.token_ids)
         text = renderer.decode([token for segment in said for token in segment.token_ids])
         final = completion.token_ids[-1] if completion.token_ids else None

@@ -72,6 +72,10 @@ class RolloutWorker:
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         self._wait(self.engine.load_weights(tensors, version))
 
+    def sleep(self) -> None:
+        """Let the engine give its memory to the trainer until the next `load_weights`."""
+        self._wait(self.engine.sleep())
+
     def close(self) -> None:
         """Stop the engine and the thread; episodes in flight are cancelled, and so is whoever waits for them."""
         if self._loop.is_closed():

@@ -6,7 +6,7 @@ Everything that samples stands behind it (vLLM, a script in tests), so the episo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -36,12 +36,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """The sampled ids, unedited (the stop string included), and their raw log-probs at temperature 1."""
+    """The sampled ids, unedited (the stop string included), and their raw log-probs at temperature 1.
+
+    `weight_version` names the weights that sampled the first token. New weights that came in during the turn are in
+    `switches`: (token, version), from that token on.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: Literal["stop", "length"]
     weight_version: int
+    switches: tuple[tuple[int, int], ...] = ()
+
+    def parts(self) -> Iterator[tuple[tuple[int, ...], tuple[float, ...], int]]:
+        """(ids, log-probs, weight version) of each stretch that one set of weights sampled."""
+        starts = [(0, self.weight_version), *self.switches]
+        ends = [start for start, _ in self.switches] + [len(self.token_ids)]
+        for (start, version), end in zip(starts, ends, strict=True):
+            yield self.token_ids[start:end], self.logprobs[start:end], version
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,13 @@ class Engine(Protocol):
 
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights (Hugging Face names) and drop every cache computed with the old ones."""
+        ...
+
+    async def sleep(self) -> None:
+        """Give back the memory that only sampling needs, until the next `load_weights`; nothing may be in flight.
+
+        Does nothing where there is no such memory or the engine was not told to.
+        """
         ...
 
     async def close(self) -> None: ...

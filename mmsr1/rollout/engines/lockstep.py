@@ -49,6 +49,9 @@ class Lockstep:
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         await self._engine.load_weights(tensors, version)
 
+    async def sleep(self) -> None:
+        await self._engine.sleep()
+
     async def close(self) -> None:
         await self._engine.close()
 
@@ -124,6 +127,9 @@ class Handle:
 
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         raise RuntimeError("an episode does not load weights; call load_weights of the gate between two batches")
+
+    async def sleep(self) -> None:
+        raise RuntimeError("an episode does not put the engine to sleep; call sleep of the gate between two batches")
 
     async def close(self) -> None:
         self.leave()

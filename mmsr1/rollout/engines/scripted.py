@@ -28,7 +28,8 @@ class ScriptedEngine:
     `script` is a function of the call, a mapping from the request's seed (see `base.request_seed`), or a sequence
     that is read in the order of the calls. A text that the script should have and lacks raises KeyError or IndexError.
     `logprob` is what every token gets, or a function of the sampled ids. `latency_s` is the seconds before an answer,
-    or a function of the call. `calls` holds what was asked, `versions` the weight versions loaded, in order.
+    or a function of the call. `calls` holds what was asked, `versions` the weight versions loaded, in order,
+    `naps` how often it was sent to sleep.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ScriptedEngine:
     ) -> None:
         self.calls: list[tuple[TokenPrompt, Sampling]] = []
         self.versions: list[int] = []
+        self.naps = 0
         self.closed = False
         self._script = script
         self._tokenizer = tokenizer
@@ -68,6 +70,9 @@ class ScriptedEngine:
         for _ in tensors:
             pass  # a generator may gather each tensor on several ranks: it must be run to its end
         self.versions.append(version)
+
+    async def sleep(self) -> None:
+        self.naps += 1
 
     async def close(self) -> None:
         self.closed = True

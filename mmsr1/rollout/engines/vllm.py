@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Sync:
-    """One call of `load_weights`."""
+class Errand:
+    """Something for the engine thread to do while no request runs: a weight sync, going to sleep."""
 
-    tensors: Iterable[tuple[str, Tensor]]
-    version: int
+    name: str
+    work: Callable[[], None]
     done: asyncio.Future[None]
 
 
@@ -47,7 +47,8 @@ class VllmEngine:
     (for GPUs, with `engine_args={"gpu_memory_utilization": ...}`). `threads` is the engine thread's share of the
     cores; the trainer's own setting is not touched. `image_cache_bytes` bounds the processed images that are kept.
     `engine_args` go to vLLM's `EngineArgs` and win over everything above. `reset_encoder_cache=False` is for fault
-    tests only: it leaves the vision tower's old outputs in use after a weight sync. `pixels` decodes a picture; where
+    tests only: it leaves the vision tower's old outputs in use after a weight sync. `sleep` lets `sleep()` free GPU
+    memory; a CPU has none to free. `pixels` decodes a picture; where
     it also brings it to the model's size, as the trainer does, no library resizes it in its own way.
 
     Use it from one event loop at a time. Images must be decodable; one that is not fails its own request.
@@ -70,6 +71,7 @@ class VllmEngine:
         image_cache_bytes: int = 2**28,
         engine_args: Mapping[str, Any] | None = None,
         reset_encoder_cache: bool = True,
+        sleep: bool = False,
         pixels: Callable[[Picture], Image] = decode,
     ) -> None:
         arguments = {
@@ -87,6 +89,7 @@ class VllmEngine:
             "mm_processor_cache_gb": 0,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
+            "enable_sleep_mode": sleep,
             **(engine_args or {}),
         }
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
@@ -96,9 +99,10 @@ class VllmEngine:
         self._arrivals: dict[str, Request] = {}
         self._running: set[str] = set()
         self._aborts: list[str] = []
-        self._syncs: list[Sync] = []
+        self._errands: list[Errand] = []
         self._answers: dict[str, asyncio.Future[Outcome]] = {}
         self._pump: asyncio.Task[None] | None = None
+        self._sleeps = sleep
         self._dead: str | None = None
         self._closed = False
 
@@ -128,16 +132,24 @@ class VllmEngine:
         `tensors` are read on the engine thread and may come from a generator. Raises what `weight_sync.load_weights`
         raises, after which the engine is dead, and RuntimeError if it was dead already.
         """
+        await self._when_idle("a weight sync", lambda: self._core.load_weights(tensors, version))
+
+    async def sleep(self) -> None:
+        """Free the memory of weights and key-value blocks until the next `load_weights` (with `sleep=True` only)."""
+        if self._sleeps:
+            await self._when_idle("going to sleep", self._core.sleep)
+
+    async def _when_idle(self, name: str, work: Callable[[], None]) -> None:
         if self._dead is not None:
             raise RuntimeError(self._dead)
-        sync = Sync(tensors, version, asyncio.get_running_loop().create_future())
-        self._syncs.append(sync)
+        errand = Errand(name, work, asyncio.get_running_loop().create_future())
+        self._errands.append(errand)
         self._wake()
         try:
-            await sync.done
+            await errand.done
         finally:
-            if sync in self._syncs:  # cancelled before its turn
-                self._syncs.remove(sync)
+            if errand in self._errands:  # cancelled before its turn
+                self._errands.remove(errand)
 
     async def close(self) -> None:
         """Fail what is in flight, end the engine thread and free vLLM's memory; calling it again does nothing."""
@@ -157,9 +169,9 @@ class VllmEngine:
     async def _run(self) -> None:
         """The pump: hand out work until there is none."""
         try:
-            while self._arrivals or self._running or self._aborts or self._syncs:
-                if self._syncs and not self._running and not self._aborts:
-                    await self._sync(self._syncs.pop(0))
+            while self._arrivals or self._running or self._aborts or self._errands:
+                if self._errands and not self._running and not self._aborts:
+                    await self._run_errand(self._errands.pop(0))
                 else:
                     await self._step()
         except asyncio.CancelledError:  # the event loop is ending: nobody would set these futures any more
@@ -173,7 +185,7 @@ class VllmEngine:
     async def _step(self) -> None:
         arrivals, aborts = [], self._aborts
         self._aborts = []
-        if not self._syncs:
+        if not self._errands:
             arrivals, self._arrivals = list(self._arrivals.values()), {}
         self._running.update(request.id for request in arrivals)
         loop = asyncio.get_running_loop()
@@ -186,27 +198,27 @@ class VllmEngine:
 
     def _interrupted(self) -> bool:
         """Read on the engine thread, between two steps of vLLM: is there something to hand over?"""
-        return bool(self._dead or self._aborts or (self._arrivals and not self._syncs))
+        return bool(self._dead or self._aborts or (self._arrivals and not self._errands))
 
-    async def _sync(self, sync: Sync) -> None:
+    async def _run_errand(self, errand: Errand) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._thread, self._core.load_weights, sync.tensors, sync.version)
+            await loop.run_in_executor(self._thread, errand.work)
         except Exception as error:
-            self._die(f"a weight sync failed: {type(error).__name__}: {error}")
-            if not sync.done.done():
-                sync.done.set_exception(error)
+            self._die(f"{errand.name} failed: {type(error).__name__}: {error}")
+            if not errand.done.done():
+                errand.done.set_exception(error)
         else:
-            if not sync.done.done():
-                sync.done.set_result(None)
+            if not errand.done.done():
+                errand.done.set_result(None)
 
     def _die(self, reason: str) -> None:
         self._dead = self._dead or reason
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_result(EngineFailure(self._dead))
-        for sync in self._syncs:
-            if not sync.done.done():
-                sync.done.set_exception(RuntimeError(self._dead))
-        for waiting in (self._arrivals, self._running, self._aborts, self._syncs):
+        for errand in self._errands:
+            if not errand.done.done():
+                errand.done.set_exception(RuntimeError(self._dead))
+        for waiting in (self._arrivals, self._running, self._aborts, self._errands):
             waiting.clear()

@@ -102,9 +102,17 @@ class VllmCore:
         """See `weight_sync`. Raises RuntimeError if a request is running, and then changes nothing."""
         if self._running:
             raise RuntimeError(f"{len(self._running)} requests are running; a weight sync needs none")
+        if asleep := self.engine.is_sleeping():
+            self.engine.wake_up(["weights"])  # room for them; the old ones were not kept
         load_weights(self.engine, tensors)
+        if asleep:
+            self.engine.wake_up(["kv_cache"])
         drop_caches(self.engine, encoder=self._reset_encoder_cache)
         self._version = version
+
+    def sleep(self) -> None:
+        """Free weights and key-value blocks; `load_weights` brings both back."""
+        self.engine.sleep(level=2)
 
     def close(self) -> None:
         """Shut vLLM down and give its memory back."""

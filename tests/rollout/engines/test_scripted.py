@@ -69,3 +69,9 @@ def test_latency_delays_the_call_it_belongs_to_alone():
 
     asyncio.run(both())
     assert order == [1, 0]
+
+
+def test_a_turn_over_a_weight_sync_falls_into_parts():
+    turn = Completion((5, 6, 7), (-0.1, -0.2, -0.3), "stop", 3, ((1, 4),))
+    assert list(turn.parts()) == [((5,), (-0.1,), 3), ((6, 7), (-0.2, -0.3), 4)]
+    assert list(Completion((5,), (-0.1,), "stop", 3).parts()) == [((5,), (-0.1,), 3)]
