@@ -123,7 +123,8 @@ def test_a_stop_string_ends_the_turn_and_the_ids_stay_as_sampled(tiny, engine, l
         (free,) = together(loop, engine.generate(prompt, sampling(seed, 20)))
         pairs = ((i, tiny.text(free.token_ids[i : i + 2])[:-1]) for i in range(5, 19))  # [:-1]: ends within a token
         fresh = ((i, s) for i, s in pairs if s in said(tiny, free, i + 1) and s not in said(tiny, free, i))
-        spoken = ((i, s) for i, s in fresh if not {*free.token_ids[i : i + 2]} & tiny.tokenizer.added_tokens_decoder.keys())
+        control = tiny.tokenizer.added_tokens_decoder.keys()
+        spoken = ((i, s) for i, s in fresh if control.isdisjoint(free.token_ids[i : i + 2]))
         found = next(((i, s) for i, s in spoken if len(s) > 1 and s.isascii()), None)
         if found is not None:
             break
