@@ -215,6 +215,7 @@ def _module(setting: Setting, plan: TrainingPlan, on_gpu: bool) -> GRPOModule:
         gap_limit=None,
         freeze_vision=False,
         sharding=Sharding(getattr(torch, plan.dtype), plan.offload),
+        max_staleness=1,  # the second step trains on the same episodes
     )
 
 

@@ -210,6 +210,7 @@ class Batch:
     rows 1-3 are M-RoPE (time, height, width). Each distinct image is in `pixels` once; `image_order` says,
     for every image run of the packed tokens in order, which of the `grids` it shows.
     `weights_T` is the loss weight of a token (0 where nothing is learned), `advantages_T` its advantage.
+    `versions_T` names the weights that sampled a token (-1 where nothing was sampled).
     `region_T`: 0 nothing sampled, 1 before any image, 2 after an image, 3 after a tool result.
     """
 
@@ -222,6 +223,7 @@ class Batch:
     old_logprobs_T: Float[Tensor, "T"]
     advantages_T: Float[Tensor, "T"]
     region_T: Int[Tensor, "T"]
+    versions_T: Int[Tensor, "T"]
     offsets: Int[Tensor, "S1"]
     pixels: Float[Tensor, "P D"]
     grids: Int[Tensor, "N 3"]

@@ -7,7 +7,8 @@ trainer's log-probs equal the engine's up to a limit, reported by where the toke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from mmsr1.models.packing import REGIONS, FlatSequence, PatchSource
 from mmsr1.models.ranks import Ranks
-from mmsr1.types import Batch, Episode
+from mmsr1.types import Batch, Episode, Group
 
 
 class ContractError(AssertionError):
@@ -53,42 +54,75 @@ def check_sequence(
             raise ContractError(f"{who}: a control token stands in an untrusted {segment.kind} span")
 
 
-class GapMeter:
-    """Collects |trainer - engine| log-prob differences (nats) of one step, by region of the conversation."""
+def check_staleness(groups: Sequence[Group], step: int, limit: int) -> dict[str, float]:
+    """How many updates lie between the weights that sampled a trained token and those of `step`: mean and largest.
 
-    def __init__(self) -> None:
+    Raises ContractError if one exceeds `limit` or comes from weights that do not exist yet.
+    """
+    ages: Counter[int] = Counter()
+    for group in groups:
+        for episode, trained in zip(group.episodes_G, group.trained_G, strict=True):
+            for segment in episode.segments if trained else ():
+                if segment.sampled is not None:
+                    ages[step - segment.sampled.weight_version] += len(segment.token_ids)
+    wrong = [age for age in ages if not 0 <= age <= limit]
+    if wrong:
+        raise ContractError(
+            f"tokens of weights {max(wrong, key=abs)} updates old, limit {limit} (rollout.max_staleness)"
+        )
+    tokens = sum(ages.values())
+    return {
+        "staleness_mean": sum(age * count for age, count in ages.items()) / tokens if tokens else 0.0,
+        "staleness_max": float(max(ages, default=0)),
+    }
+
+
+class GapMeter:
+    """Collects |trainer - engine| log-prob differences (nats) of one step, by region of the conversation.
+
+    `version` names the trainer's weights: tokens that others sampled differ for that reason, too, and no limit on the
+    gap can hold for them. None takes all tokens for fresh.
+    """
+
+    def __init__(self, version: int | None = None) -> None:
+        self._version = version
         self._gaps: list[Float[Tensor, "N"]] = []
         self._regions: list[Tensor] = []
+        self._fresh: list[Tensor] = []
 
     def add(self, batch: Batch, logprobs_T: Float[Tensor, "T"]) -> None:
         mask = batch.loss_mask_T
         self._gaps.append((logprobs_T - batch.engine_logprobs_T)[mask].abs().float().cpu())
         self._regions.append(batch.region_T[mask].cpu())
+        versions = batch.versions_T[mask].cpu()
+        self._fresh.append(torch.ones_like(versions).bool() if self._version is None else versions == self._version)
 
     def read(self, ranks: Ranks) -> Mapping[str, float]:
-        """logprob_gap_mean and _max over all tokens of all ranks, and the maximum by region; empty if there was none.
-
-        A collective.
+        """Mean and maximum over all tokens of all ranks, by region (_before_image, ...), and where some tokens are
+        stale also over the others (_fresh); nothing for what has no token. A collective.
         """
         gap = torch.cat([torch.empty(0), *self._gaps])
         region = torch.cat([torch.empty(0, dtype=torch.int64), *self._regions])
-        parts = ranks.gather([gap[region == number] for number in range(len(REGIONS))])
-        by_region = [torch.cat([part[number] for part in parts]) for number in range(len(REGIONS))]
-        everything = torch.cat(by_region)
-        if not len(everything):
-            return {}
-        found = {"logprob_gap_mean": everything.mean().item(), "logprob_gap_max": everything.max().item()}
-        named = {
-            f"logprob_gap_max_{name}": values.max().item()
-            for name, values in zip(REGIONS, by_region, strict=True)
-            if len(values)
-        }
-        return {**found, **named}
+        fresh = torch.cat([torch.empty(0, dtype=torch.bool), *self._fresh])
+        parts = ranks.gather((gap, region, fresh))
+        gap, region, fresh = (torch.cat([part[i] for part in parts]) for i in range(3))
+        kinds = {"": gap, **{f"_{name}": gap[region == number] for number, name in enumerate(REGIONS)}}
+        if not fresh.all():
+            kinds["_fresh"] = gap[fresh]
+        found = {}
+        for name, values in kinds.items():
+            if len(values):
+                found |= {
+                    f"logprob_gap_mean{name}": values.mean().item(),
+                    f"logprob_gap_max{name}": values.max().item(),
+                }
+        return found
 
 
 def check_gap(figures: Mapping[str, float], limit: float | None) -> None:
-    """Raises ContractError if the largest gap exceeds `limit` (nats); None only reports."""
-    largest = figures.get("logprob_gap_max", 0.0)
+    """Raises ContractError if the largest gap of a fresh token exceeds `limit` (nats); None only reports."""
+    stale = "staleness_max" in figures and figures["staleness_max"] > 0
+    largest = figures.get("logprob_gap_max_fresh" if stale else "logprob_gap_max", 0.0)
     if limit is not None and not largest <= limit:  # NaN too
         raise ContractError(
             f"log-probs of engine and trainer differ by up to {largest:.2g} nats, limit {limit:g} "

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from mmsr1.models.buffer import RolloutBuffer
-from mmsr1.models.contract import GapMeter, check_gap, check_sequence
+from mmsr1.models.contract import GapMeter, check_gap, check_sequence, check_staleness
+from mmsr1.models.correction import CorrectionMeter, CorrectionSpec, correct
 from mmsr1.models.grpo import LossSpec, MiniBatchSize, policy_loss
 from mmsr1.models.lora import has_adapters, without_adapters
 from mmsr1.models.module import FLOAT32, OptimSpec, PolicyModule, Sharding
@@ -19,6 +20,8 @@ from mmsr1.models.plan_step import MiniBatchPlan, Work, plan_step
 from mmsr1.models.policy import Policy
 from mmsr1.models.ranks import padded
 from mmsr1.types import Batch, Episode, LossOutput, StepPrompts
+
+ON_POLICY = CorrectionSpec()
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,13 @@ class GRPOModule(PolicyModule):
         gap_limit: float | None,
         freeze_vision: bool,
         sharding: Sharding = FLOAT32,
+        correction: CorrectionSpec = ON_POLICY,
+        max_staleness: int = 0,
     ) -> None:
         super().__init__(policy, optim, freeze_vision, sharding)
         self.buffer, self.encoding, self.loss = buffer, encoding, loss
         self.mini_batches, self.token_budget, self.gap_limit = mini_batches, token_budget, gap_limit
+        self.correction, self.max_staleness = correction, max_staleness
         # The reference stands outside the module tree: it is never trained or saved. It is only computed with.
         copied = loss.kl_weight > 0 and not has_adapters(policy.model)
         self._reference = [_reference(policy, sharding.compute_dtype)] if copied else []
@@ -71,9 +77,10 @@ class GRPOModule(PolicyModule):
         plans = plan_step(
             groups, self.mini_batches, self.token_budget, self.ranks.rank, self.ranks.size, self._expanded_length
         )
-        gap = GapMeter()
-        minis = [[self._with_old(batch, gap) for batch in self._batches(plan)] for plan in plans]
-        gaps = gap.read(self.ranks)
+        ages = check_staleness(groups, prompts.step, self.max_staleness)
+        gap, weights = GapMeter(version=prompts.step), CorrectionMeter()
+        minis = [[self._with_old(batch, gap, weights) for batch in self._batches(plan)] for plan in plans]
+        gaps = {**ages, **gap.read(self.ranks)}
         check_gap(gaps, self.gap_limit)
         sums: dict[str, float] = {}
         norms = []
@@ -88,6 +95,7 @@ class GRPOModule(PolicyModule):
         self.figures = {
             **self.ranks.sum(sums),
             **gaps,
+            **weights.read(self.ranks),
             "grad_norm": sum(norms) / len(norms) if norms else 0.0,
             "tokens_trained": sum(plan.size.tokens for plan in plans),
             "zero_advantage_groups": sum(group.all_equal for group in groups),
@@ -103,6 +111,7 @@ class GRPOModule(PolicyModule):
             batch.sequence_ids_T,
             size,
             self.loss,
+            weights_T=batch.weights_T,
             reference_logprobs_T=self._reference_logprobs(batch),
             entropy_T=stats.entropy_T,
         )
@@ -132,12 +141,16 @@ class GRPOModule(PolicyModule):
         return sum(len(segment.token_ids) for segment in episode.segments) - len(images) + tokens
 
     @torch.no_grad()
-    def _with_old(self, batch: Batch, gap: GapMeter) -> Batch:
-        """Old log-probs are the trainer's own, before the first update; the engine's only measure the gap."""
+    def _with_old(self, batch: Batch, gap: GapMeter, weights: CorrectionMeter) -> Batch:
+        """Old log-probs are the trainer's own, before the first update; the engine's measure the gap, and weigh."""
         here = batch.to(self.device)  # one at a time: the pixels of a whole step are gigabytes
         old = self.policy(here).logprobs_T
         gap.add(here, old)
-        return replace(batch, old_logprobs_T=old.to(batch.old_logprobs_T.device))
+        found = correct(old, here.engine_logprobs_T, here.loss_mask_T, here.sequence_ids_T, self.correction)
+        weights.add(found, here.loss_mask_T)
+        home = batch.old_logprobs_T.device
+        weighted = (here.weights_T * found.weights_T).to(home)
+        return replace(batch, old_logprobs_T=old.to(home), weights_T=weighted)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> Any:

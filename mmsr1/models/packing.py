@@ -37,6 +37,7 @@ class FlatSequence:
     weights: NDArray[np.float32]
     engine_logprobs: NDArray[np.float32]
     region: NDArray[np.int64]
+    versions: NDArray[np.int64]
     images: tuple[Picture, ...]
 
     def __len__(self) -> int:
@@ -56,7 +57,7 @@ def flatten(
     Raises ValueError if the placeholders of a segment and its images differ in number.
     """
     runs: list[tuple[NDArray[np.int64], NDArray[np.int64], bool]] = []
-    learn, engine, region = [], [], []
+    learn, engine, region, versions = [], [], [], []
     position, seen_image, seen_result = 0, False, False
     for index, segment in enumerate(segments):
         given = weights[index] if weights is not None else ([1.0] * len(segment.token_ids) if segment.sampled else None)
@@ -69,6 +70,7 @@ def flatten(
         engine.append(np.asarray(segment.sampled.logprobs if segment.sampled else np.zeros(length), np.float32))
         where = 0 if given is None else 3 if seen_result else 2 if seen_image else 1
         region.append(np.full(length, where, np.int64))
+        versions.append(np.full(length, segment.sampled.weight_version if segment.sampled else -1, np.int64))
         seen_image |= bool(segment.images)
         seen_result |= segment.kind == "tool_result"
     learned = np.concatenate(learn)
@@ -80,6 +82,7 @@ def flatten(
         weights=learned,
         engine_logprobs=np.concatenate(engine),
         region=np.concatenate(region),
+        versions=np.concatenate(versions),
         images=tuple(picture for segment in segments for picture in segment.images),
     )
 
@@ -95,6 +98,7 @@ def blank_sequence() -> FlatSequence:
         weights=zeros.astype(np.float32),
         engine_logprobs=zeros.astype(np.float32),
         region=zeros,
+        versions=zeros - 1,
         images=(),
     )
 
@@ -120,6 +124,7 @@ def pack(sequences: Sequence[FlatSequence], patches: PatchSource, advantages: Se
         old_logprobs_T=engine,
         advantages_T=torch.from_numpy(np.repeat(np.array(per_sequence, dtype=np.float32), lengths)),
         region_T=torch.from_numpy(np.concatenate([s.region for s in sequences])),
+        versions_T=torch.from_numpy(np.concatenate([s.versions for s in sequences])),
         offsets=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int64),
         pixels=torch.cat([pixels for pixels, _ in made]) if made else _blank_pixels(),
         grids=torch.tensor([grid for _, grid in made] if made else [(1, 2, 2)], dtype=torch.int64),

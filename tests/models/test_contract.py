@@ -146,9 +146,9 @@ def test_the_gap_is_reported_by_region():
         {
             "logprob_gap_mean": 0.08 / 3,
             "logprob_gap_max": 0.04,
-            "logprob_gap_max_before_image": 0.01,
-            "logprob_gap_max_after_image": 0.04,
-            "logprob_gap_max_after_tool_result": 0.03,
+            **{f"logprob_gap_{kind}_before_image": 0.01 for kind in ("mean", "max")},
+            **{f"logprob_gap_{kind}_after_image": 0.04 for kind in ("mean", "max")},
+            **{f"logprob_gap_{kind}_after_tool_result": 0.03 for kind in ("mean", "max")},
         },
         abs=1e-6,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.contract import ContractError
+from mmsr1.models.correction import CorrectionSpec
 from mmsr1.models.grpo import LossSpec
-from mmsr1.models.grpo_module import Encoding, GRPOModule
+from mmsr1.models.grpo_module import ON_POLICY, Encoding, GRPOModule
 from mmsr1.models.module import OptimSpec
 from mmsr1.models.policy import Policy
 from mmsr1.types import Example, Group, Reward, Sampled, Segment, StepPrompts
@@ -71,6 +73,8 @@ def module(
     token_budget: int = 400,
     gap_limit: float | None = 1e-3,
     freeze_vision: bool = False,
+    correction: CorrectionSpec = ON_POLICY,
+    max_staleness: int = 2,
 ) -> GRPOModule:
     encoding = Encoding(patches(), image_token(), 2, frozenset(tokenizer().added_tokens_decoder))
     return GRPOModule(
@@ -83,6 +87,8 @@ def module(
         token_budget,
         gap_limit,
         freeze_vision,
+        correction=correction,
+        max_staleness=max_staleness,
     )
 
 
@@ -253,3 +259,49 @@ def test_a_full_buffer_and_a_step_put_twice_are_refused():
     assert buffer.take(1)[0].episodes_G == pair(2).episodes_G
     with pytest.raises(RuntimeError, match="step 1 was asked for"):
         buffer.take(1)
+
+
+def said_by_others(talk: Talk, shift: float, version: int = 0) -> Talk:
+    """The same tokens from an engine that gave each of them `shift` nats less."""
+    return tuple(
+        segment
+        if segment.sampled is None
+        else replace(segment, sampled=Sampled(tuple(p - shift for p in segment.sampled.logprobs), version))
+        for segment in talk
+    )
+
+
+def test_a_correction_weighs_the_loss_of_every_token():
+    """Log-probs that differ by the same amount everywhere weigh everything alike: the gradient norm shows it."""
+    ratio = 1.25
+    shifted = group([said_by_others(talk, math.log(ratio)) for talk in TALKS[:2]], [1.0, -1.0])
+    settings: dict[str, Any] = {"gap_limit": None, "lr": 1e-6}
+    plain, _ = train(module(**settings), [pair(0)])
+    for correction in (CorrectionSpec("token"), CorrectionSpec("sequence")):
+        weighed, _ = train(module(**settings, correction=correction), [shifted])
+        assert weighed[0]["grad_norm"] == pytest.approx(ratio * plain[0]["grad_norm"], rel=1e-3)
+        assert weighed[0]["importance_weight_mean"] == pytest.approx(ratio, rel=1e-3)
+    off, _ = train(module(**settings), [shifted])
+    assert off[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-5)
+
+
+def test_tokens_beyond_the_gap_limit_are_masked_and_counted():
+    far = group([said_by_others(talk, 0.5) for talk in TALKS[:2]], [1.0, -1.0])
+    one = module(gap_limit=None, correction=CorrectionSpec(mask_above=0.25))
+    figures, _ = train(one, [far])
+    assert figures[0]["tokens_masked_gap"] == figures[0]["tokens_trained"] > 0
+    assert figures[0]["grad_norm"] == 0 and moved(one) == 0
+
+
+def test_older_weights_are_told_apart_and_bounded():
+    old = group([said_by_others(talk, 0.5, version=0) for talk in TALKS[2:4]], [1.0, -1.0])
+    new = group([said_by_others(talk, 0.0, version=1) for talk in TALKS[:2]], [1.0, -1.0])
+    figures, _ = train(module(lr=1e-7), [pair(0)], [old, new])
+    assert figures[0]["staleness_max"] == 0 and "logprob_gap_max_fresh" not in figures[0]
+    # What stale tokens differ by is no fault of the engine: only the fresh ones are held to the limit.
+    assert figures[1]["staleness_max"] == 1 and 0 < figures[1]["staleness_mean"] < 1
+    assert figures[1]["logprob_gap_max"] > 0.4 > 1e-3 > figures[1]["logprob_gap_max_fresh"]
+    with pytest.raises(ContractError, match=r"1 updates old, limit 0 \(rollout.max_staleness\)"):
+        train(module(max_staleness=0), [pair(0)], [old])
+    with pytest.raises(ContractError, match=r"-1 updates old"):
+        train(module(), [new])

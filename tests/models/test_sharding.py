@@ -82,6 +82,7 @@ def module(
         None,
         freeze_vision,
         sharding,
+        max_staleness=9,
     )
 
 
