@@ -75,7 +75,6 @@ def test_the_meter_counts_trained_tokens_alone():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"level": "word"}, "level"),
         ({"cap": 0.5}, "cap"),
         ({"mask_above": 0.0}, "mask_above"),
         ({"cap": math.nan}, "cap"),
