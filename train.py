@@ -153,11 +153,12 @@ def train(config: Config, run: RunDirectory, start: Start) -> str:
             if first:  # killed between its last checkpoint and its end
                 assembly.complete(config, run, files, record, start.checkpoint)
             return "finished"
-        module, buffer, data = _algorithm(config, files, examples, start.done)
+        module, buffer, prompts, data = _algorithm(config, files, examples, start.done)
         callback = assembly.rollout_callback(
             config,
             lambda path, rank: assembly.rollout_worker(config, files, weights, path, rank),
             buffer,
+            prompts,
             validation,
             record,
             start.checkpoint,
@@ -181,8 +182,8 @@ def train(config: Config, run: RunDirectory, start: Start) -> str:
     return "finished"
 
 
-def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> tuple[PolicyModule, Any, Any]:
-    """(module, buffer or None, loader with one item a step, the first `done` left out)."""
+def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> tuple[PolicyModule, Any, Any, Any]:
+    """(module, buffer or None, prompts of a step, loader with one item a step, the first `done` left out)."""
     from torch.utils.data import DataLoader
 
     from mmsr1 import assembly
@@ -198,11 +199,11 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> 
     optim, sharding = assembly.optim_spec(algorithm, steps, config.trainer), assembly.sharding(config)
     if algorithm.kind == "sft":
         data: Any = assembly.WarmupData(config, files)
-        buffer = None
+        buffer, prompts = None, lambda step: ()
         module: PolicyModule = SFTModule(policy, files.patches, optim, algorithm.token_budget, frozen, sharding)
     else:
         data = assembly.prompt_schedule(config, examples)
-        buffer = RolloutBuffer()
+        buffer, prompts = RolloutBuffer(), data.prompts
         encoding = Encoding(
             files.patches, files.image_token, files.merge, frozenset(files.tokenizer.added_tokens_decoder)
         )
@@ -217,13 +218,16 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> 
             algorithm.gap_limit,
             frozen,
             sharding,
+            assembly.correction_spec(config),
+            assembly.max_staleness(config),
+            algorithm.all_equal == "keep",
         )
     # One item is one step, already a batch. Workers are spawned: this process has threads, which a fork would lose.
     workers = config.trainer.data_workers
     context = "spawn" if workers else None
     left = range(done, steps)
     loader = DataLoader(data, batch_size=None, sampler=left, num_workers=workers, multiprocessing_context=context)
-    return module, buffer, loader
+    return module, buffer, prompts, loader
 
 
 def _trainer(config: Config, run_path: Path, callback: RolloutCallback) -> Trainer:

@@ -32,7 +32,8 @@ OPTIONS = [
     if folder.is_dir() and folder.name != "hydra"
     for file in sorted(folder.glob("*.yaml"))
 ]
-FILES = ("data.train_path=train.parquet", "data.val_path=val.parquet")
+# What some options cannot do without.
+FILES = ("data.train_path=train.parquet", "data.val_path=val.parquet", "rollout.server.urls=[http://node7:8000]")
 
 
 def composed(*overrides: str, conf: Path = CONF) -> Config:
@@ -50,9 +51,9 @@ def defaults() -> Any:
         return compose("config")
 
 
-def changed(override: str) -> Config:
-    """The defaults with one value changed: quicker than composing again."""
-    config: Any = OmegaConf.to_object(OmegaConf.merge(defaults(), OmegaConf.from_dotlist([override])))
+def changed(overrides: str) -> Config:
+    """The defaults with a value, or some, changed: quicker than composing again."""
+    config: Any = OmegaConf.to_object(OmegaConf.merge(defaults(), OmegaConf.from_dotlist(overrides.split())))
     return config
 
 
@@ -147,6 +148,22 @@ BAD = [
     ("model.hidden=64", "model.hidden=64", "multiple of 128"),
     ("model.logprob_chunk=0", "model.logprob_chunk=0", "positive"),
     ("rollout.engine=sglang", "rollout.engine=sglang", "one of vllm"),
+    ("rollout.overlap=2", "rollout.overlap=2", "0 or 1"),
+    ("rollout.oversample=1.5", "rollout.oversample=1.5", "between 0 and 1"),
+    ("rollout.overlap=1 rollout.oversample=0.5 rollout.max_staleness=1", "rollout.max_staleness=1", "at least 2"),
+    ("rollout.deterministic=true rollout.oversample=0.5", "rollout.oversample=0.5", "give 0"),
+    ("rollout.deterministic=true algorithm.all_equal=refill", "algorithm.all_equal=refill", "give drop"),
+    ("rollout.keep_running=true", "rollout.keep_running=True", "vllm_process"),
+    ("rollout.sleep=true rollout.overlap=1", "rollout.sleep=True", "give false"),
+    ("rollout.engine=vllm_server", "rollout.server.urls=[]", "name the machines"),
+    ("rollout.server.urls=[node7:8000]", "rollout.server.urls=node7:8000", "http://"),
+    ("rollout.server.transfer=smoke", "rollout.server.transfer=smoke", "nccl, mmsr1_shm"),
+    ("rollout.transformers.max_batch=0", "rollout.transformers.max_batch=0", "positive"),
+    ("algorithm.correction=word", "algorithm.correction=word", "off, token, sequence"),
+    ("algorithm.correction_cap=0.5", "algorithm.correction_cap=0.5", "1 or more"),
+    ("algorithm.mask_gap_above=0", "algorithm.mask_gap_above=0.0", "above 0"),
+    ("algorithm.all_equal=repeat", "algorithm.all_equal=repeat", "keep, drop, refill"),
+    ("algorithm.max_refills=-1", "algorithm.max_refills=-1.0", "0 or more"),
     ("rollout.on_tool_failure=retry", "rollout.on_tool_failure=retry", "stop, tell"),
     ("rollout.turns=0", "rollout.turns=0", "positive"),
     ("rollout.image_searches=-1", "rollout.image_searches=-1", "0 or more"),

@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mmsr1.torchvision_shim": (),
     "mmsr1.environment": ("mmsr1.torchvision_shim",),
     "mmsr1.processes": (),
-    "mmsr1.config": (),
+    "mmsr1.config": ("mmsr1.config",),
     "mmsr1.tools": (*BASE, "mmsr1.tools"),
     "mmsr1.rewards": (*BASE, "mmsr1.rewards"),
     "mmsr1.models": (*BASE, "mmsr1.models"),

@@ -10,9 +10,19 @@ from mmsr1.assembly.data import (
     training_examples,
     world_spec,
 )
-from mmsr1.assembly.policy import base_policy, loss_spec, optim_spec, policy_files, renderer, sharding, starting_weights
+from mmsr1.assembly.policy import (
+    base_policy,
+    correction_spec,
+    loss_spec,
+    optim_spec,
+    policy_files,
+    renderer,
+    sharding,
+    starting_weights,
+)
 from mmsr1.assembly.rollout import (
     ledger_folder,
+    max_staleness,
     reward_spec,
     rollout_callback,
     rollout_worker,
@@ -29,10 +39,12 @@ __all__ = [
     "WarmupData",
     "base_policy",
     "complete",
+    "correction_spec",
     "emblem_store",
     "examples",
     "ledger_folder",
     "loss_spec",
+    "max_staleness",
     "mixture",
     "optim_spec",
     "policy_files",

@@ -7,6 +7,7 @@ from pathlib import Path
 from mmsr1.config import Config, ConfigError, GrpoConfig, SftConfig, TrainerConfig
 from mmsr1.data.emblem.tokenizer import build_tokenizer
 from mmsr1.data.emblem.warmup import warmup_sentences
+from mmsr1.models.correction import CorrectionSpec
 from mmsr1.models.grpo import LossSpec
 from mmsr1.models.loading import PolicyFiles, load_policy, save_policy
 from mmsr1.models.lora import add_adapters
@@ -76,6 +77,14 @@ def optim_spec(algorithm: GrpoConfig | SftConfig, steps: int, trainer: TrainerCo
         muon_lr=getattr(algorithm, "muon_lr", None),
         moments=trainer.optimizer_state,  # type: ignore[arg-type]  (checked by the schema, settled by the planner)
     )
+
+
+def correction_spec(config: Config) -> CorrectionSpec:
+    """What the configuration says, or tokens weighed where rollouts may be stale."""
+    algorithm, rollout = config.algorithm, config.rollout
+    stale = rollout.overlap > 0 or rollout.oversample > 0 or rollout.keep_running
+    level = algorithm.correction or ("token" if stale else "off")
+    return CorrectionSpec(level, algorithm.correction_cap, algorithm.mask_gap_above)
 
 
 def loss_spec(algorithm: GrpoConfig) -> LossSpec:

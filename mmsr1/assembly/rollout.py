@@ -13,12 +13,14 @@ from mmsr1.config import Config
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.loading import PolicyFiles
 from mmsr1.rewards.reward import RewardSpec
-from mmsr1.rollout.callback import RolloutCallback, Schedule
+from mmsr1.rollout.callback import RolloutCallback, RolloutPlan, Schedule
 from mmsr1.rollout.engines.base import Sampling
 from mmsr1.rollout.engines.vllm import VllmEngine
 from mmsr1.rollout.episode import Limits
 from mmsr1.rollout.protocol import STOP_STRINGS
 from mmsr1.rollout.record import RunRecord
+from mmsr1.rollout.stream import StreamSpec
+from mmsr1.rollout.supply import SupplySpec
 from mmsr1.rollout.worker import RolloutWorker
 from mmsr1.tools.cache import CachedTool
 from mmsr1.tools.image_search.local import LocalImageSearch
@@ -88,24 +90,49 @@ def reward_spec(config: Config) -> RewardSpec:
     return RewardSpec(**asdict(config.rewards))  # type: ignore[arg-type]
 
 
+def rollout_plan(config: Config) -> RolloutPlan:
+    algorithm, rollout = config.algorithm, config.rollout
+    if algorithm.kind == "sft":
+        return RolloutPlan(sampling(config), reward_spec(config), "std", None)
+    per_step = algorithm.prompts_per_step
+    stream = StreamSpec(
+        quota=per_step,
+        extra=round(rollout.oversample * per_step),
+        refill=algorithm.all_equal == "refill",
+        max_refills=round(algorithm.max_refills * per_step),
+        max_staleness=max_staleness(config),
+    )
+    supply = SupplySpec(stream, algorithm.group_size, config.trainer.max_steps)
+    return RolloutPlan(
+        sampling(config), reward_spec(config), algorithm.advantage, supply, rollout.overlap > 0, rollout.sleep
+    )
+
+
+def max_staleness(config: Config) -> int:
+    """Updates that may lie between the weights that sampled a token and those that train on it."""
+    rollout = config.rollout
+    least = rollout.overlap + (rollout.oversample > 0)
+    return least if rollout.max_staleness is None else rollout.max_staleness
+
+
 def rollout_callback(
     config: Config,
     make_worker: Callable[[Path, int], RolloutWorker],
     buffer: RolloutBuffer | None,
+    prompts: Callable[[int], Sequence[Example]],
     validation: Sequence[Example],
     record: RunRecord,
     resume: Path | None,
 ) -> RolloutCallback:
-    """The callback with the schedule of this configuration; `resume` is a checkpoint."""
-    algorithm, trainer = config.algorithm, config.trainer
+    """The callback with the schedule of this configuration; `prompts` gives the examples of a step, `resume` is a
+    checkpoint."""
+    trainer = config.trainer
     return RolloutCallback(
         make_worker,
         buffer,
+        prompts,
         validation,
-        sampling(config),
-        reward_spec(config),
-        group_size=getattr(algorithm, "group_size", 1),
-        normalise=getattr(algorithm, "advantage", "std"),
+        rollout_plan(config),
         schedule=Schedule(trainer.max_steps, trainer.val_every, trainer.checkpoint_every, trainer.keep_last),
         record=record,
         tool_counts=tool_counts,

@@ -44,13 +44,17 @@ class PromptSchedule(Dataset[StepPrompts]):
     def __getitem__(self, step: int) -> StepPrompts:
         if not 0 <= step < self._steps:
             raise IndexError(step)
+        return StepPrompts(step, self.prompts(step))
+
+    def prompts(self, step: int) -> tuple[Example, ...]:
+        """The examples of any step, also beyond the last: refilled groups are drawn ahead of their time."""
         drawn = [
             self._draw(pool, number, step * share + i)
             for number, (pool, share) in enumerate(self._pools)
             for i in range(share)
         ]
         order = np.random.default_rng([self._seed, 11, step]).permutation(len(drawn))
-        return StepPrompts(step, tuple(drawn[i] for i in order))
+        return tuple(drawn[i] for i in order)
 
     def _draw(self, pool: Sequence[Example], number: int, position: int) -> Example:
         epoch, place = divmod(position, len(pool))

@@ -2,10 +2,11 @@
 
     checkpoints/<step>/weights/            parameters and optimiser moments, each rank its shards (torch's DCP)
     checkpoints/<step>/rng-<rank>.json     random number generators of each rank
+    checkpoints/<step>/stream-<rank>.json  rollouts that are ready ahead of their step, and prompts under way
     checkpoints/<step>/state.json          step, schedules, counters of the run, sizes and checksums of all files; last
 
 A folder is written beside the others under a dotted name and renamed when it is complete. Data order and sampling are
-pure functions of seed and step, and a checkpoint is taken between two steps, so no example is in flight in one.
+pure functions of seed and step, and a checkpoint is taken between two steps: what is in flight then is in `stream`.
 """
 
 from __future__ import annotations
@@ -56,8 +57,12 @@ def write(
     optimizers: Sequence[Optimizer],
     state: Mapping[str, Any],
     ranks: Ranks,
+    stream: bytes = b"",
 ) -> Path:
-    """Write checkpoint `step` under `folder` with `state` (JSON values); a collective. Returns its path."""
+    """Write checkpoint `step` under `folder` with `state` (JSON values); a collective. Returns its path.
+
+    `stream` is what this rank has in flight, empty where there are no rollouts.
+    """
     final, fresh = folder / f"{step:08d}", folder / f".{step:08d}.new"
     if ranks.rank == 0:
         for leftover in (*folder.glob(".*.new"), *folder.glob(".*.old")):  # a kill came between
@@ -70,9 +75,15 @@ def write(
     with _single_process_is_fine():
         save(tensors, checkpoint_id=fresh / "weights", process_group=ranks.group, no_dist=ranks.size == 1)
     (fresh / f"rng-{ranks.rank}.json").write_text(json.dumps(_generators()))
+    if stream:
+        (fresh / f"stream-{ranks.rank}.json").write_bytes(stream)
     ranks.gather(None)  # everybody has written
     # Each rank vouches for what it wrote itself: a shared file system may not show it to the others yet.
-    own = [f"rng-{ranks.rank}.json", *(f"weights/{f.name}" for f in (fresh / "weights").glob(f"__{ranks.rank}_*"))]
+    own = [
+        f"rng-{ranks.rank}.json",
+        *([f"stream-{ranks.rank}.json"] if stream else []),
+        *(f"weights/{f.name}" for f in (fresh / "weights").glob(f"__{ranks.rank}_*")),
+    ]
     own += ["weights/.metadata"] if ranks.rank == 0 else []
     stamps = [stamp for part in ranks.gather([(name, _stamp(fresh / name)) for name in own]) for stamp in part]
     if ranks.rank == 0:
@@ -126,6 +137,12 @@ def read_weights(
         if stepped[number]:
             set_optimizer_state_dict(policy, optimizer, tensors[f"optimizer_{number}"], options=options)
     return state
+
+
+def read_streams(checkpoint: Path) -> list[bytes]:
+    """What each rank had in flight, in rank order; nothing where there were no rollouts."""
+    files = {int(file.stem.partition("-")[2]): file for file in checkpoint.glob("stream-*.json")}
+    return [files[rank].read_bytes() for rank in sorted(files)]
 
 
 def check_model(checkpoint: Path, policy: nn.Module) -> dict[str, Any]:

@@ -54,11 +54,12 @@ class GRPOModule(PolicyModule):
         sharding: Sharding = FLOAT32,
         correction: CorrectionSpec = ON_POLICY,
         max_staleness: int = 0,
+        keep_equal: bool = False,
     ) -> None:
         super().__init__(policy, optim, freeze_vision, sharding)
         self.buffer, self.encoding, self.loss = buffer, encoding, loss
         self.mini_batches, self.token_budget, self.gap_limit = mini_batches, token_budget, gap_limit
-        self.correction, self.max_staleness = correction, max_staleness
+        self.correction, self.max_staleness, self.keep_equal = correction, max_staleness, keep_equal
         # The reference stands outside the module tree: it is never trained or saved. It is only computed with.
         copied = loss.kl_weight > 0 and not has_adapters(policy.model)
         self._reference = [_reference(policy, sharding.compute_dtype)] if copied else []
@@ -75,7 +76,13 @@ class GRPOModule(PolicyModule):
     def training_step(self, prompts: StepPrompts, index: int) -> None:
         groups = self.buffer.take(prompts.step)
         plans = plan_step(
-            groups, self.mini_batches, self.token_budget, self.ranks.rank, self.ranks.size, self._expanded_length
+            groups,
+            self.mini_batches,
+            self.token_budget,
+            self.ranks.rank,
+            self.ranks.size,
+            self._expanded_length,
+            self.keep_equal,
         )
         ages = check_staleness(groups, prompts.step, self.max_staleness)
         gap, weights = GapMeter(version=prompts.step), CorrectionMeter()

@@ -129,11 +129,13 @@ class PolicyModule(LightningModule):
         for schedule in self._all(self.lr_schedulers()):
             schedule.step()
 
-    def write_checkpoint(self, folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-        """`state` (JSON values) with all that training needs to go on after `step`; a collective."""
+    def write_checkpoint(self, folder: Path, step: int, state: Mapping[str, Any], stream: bytes = b"") -> Path:
+        """`state` (JSON values) and `stream` (rollouts in flight) with all that training needs to go on after `step`;
+        a collective."""
         schedules = [schedule.state_dict() for schedule in self._all(self.lr_schedulers())]
         optimizers = [one.optimizer for one in self._all(self.optimizers())]
-        return checkpoint.write(folder, step, self.policy, optimizers, {**state, "schedules": schedules}, self.ranks)
+        whole = {**state, "schedules": schedules}
+        return checkpoint.write(folder, step, self.policy, optimizers, whole, self.ranks, stream)
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Put a checkpoint back; returns its state. Raises CheckpointError. A collective.

@@ -42,12 +42,15 @@ def plan_step(
     rank: int,
     ranks: int,
     length: Callable[[Episode], int],
+    keep_equal: bool = False,
 ) -> list[MiniBatchPlan]:
     """The optimiser steps of one training step; none if no group carries a gradient.
 
+    Groups without advantages are left out, unless `keep_equal`: their tokens then count in the means, and in the KL.
+
     Groups stay whole on one rank, so that their images are encoded once; among the ranks they are balanced by tokens.
     """
-    useful = [group for group in groups if not group.all_equal]
+    useful = [group for group in groups if any(group.trained_G) and (keep_equal or not group.all_equal)]
     count = min(mini_batches, len(useful))
     ends = [-(-len(useful) * i // count) for i in range(count + 1)] if count else []
     return [_plan_one(useful[start:end], token_budget, rank, ranks, length) for start, end in pairwise(ends)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 T = TypeVar("T")
+_NONE = object()  # no item
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,13 @@ class Ranks:
         return found
 
     def interleave(self, mine: Sequence[T]) -> list[T]:
-        """Undo `mine`: all ranks' items in their original order; a collective."""
+        """Undo `mine`: all ranks' items in their original order; a collective.
+
+        Ranks may have different numbers of items; they take turns while they have some.
+        """
         parts = self.gather(list(mine))
-        return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
+        turns = itertools.zip_longest(*parts, fillvalue=_NONE)
+        return [item for turn in turns for item in turn if item is not _NONE]  # type: ignore[misc]
 
     def sum(self, figures: Mapping[str, float]) -> dict[str, float]:
         """Key by key over all ranks; a collective."""

@@ -2,6 +2,7 @@
 
 on_train_start:       a checkpoint's state, or the first validation
 on_train_batch_start: prompts -> episodes -> rewards -> groups -> buffer      (training_step takes them)
+                      with overlap also: the rollouts of the next step begin
 on_train_batch_end:   weights -> engine; metrics, episodes, validation, checkpoint
 """
 
@@ -22,6 +23,7 @@ from mmsr1.rewards.advantage import Normalise, make_group
 from mmsr1.rewards.reward import RewardSpec, score
 from mmsr1.rollout.engines.base import Sampling
 from mmsr1.rollout.record import RunRecord
+from mmsr1.rollout.supply import GroupSupply, SupplySpec
 from mmsr1.rollout.worker import RolloutWorker, first_rollouts
 from mmsr1.run_directory import RunDirectory
 from mmsr1.torchvision_shim import ensure_torchvision
@@ -42,8 +44,24 @@ class Schedule:
     keep_last: int
 
 
+@dataclass(frozen=True)
+class RolloutPlan:
+    """How episodes are drawn and judged. `supply` None leaves only validation and sync (supervised training).
+
+    With `overlap` the rollouts of a step begin before the one before it trains. With `sleep` the engine gives its
+    memory to the trainer after the rollouts of a step.
+    """
+
+    sampling: Sampling
+    rewards: RewardSpec
+    normalise: Normalise
+    supply: SupplySpec | None
+    overlap: bool = False
+    sleep: bool = False
+
+
 class RolloutCallback(Callback):
-    """Owns rollout worker and reward. `buffer` None (supervised training) leaves only validation and sync.
+    """Owns rollout worker and reward. `prompts` are the examples of a step (0-based), `buffer` takes its groups.
 
     `make_worker` starts engine and tools for a run folder and rank, `tool_counts` reads their counters. `resume` is the
     checkpoint to go on from.
@@ -53,20 +71,18 @@ class RolloutCallback(Callback):
         self,
         make_worker: Callable[[Path, int], RolloutWorker],
         buffer: RolloutBuffer | None,
+        prompts: Callable[[int], Sequence[Example]],
         validation: Sequence[Example],
-        sampling: Sampling,
-        rewards: RewardSpec,
-        group_size: int,
-        normalise: Normalise,
+        plan: RolloutPlan,
         schedule: Schedule,
         record: RunRecord,
         tool_counts: Callable[[Mapping[Any, Any]], Mapping[str, int]],
         resume: Path | None = None,
     ) -> None:
-        self.make_worker, self.buffer, self.validation = make_worker, buffer, validation
-        self.sampling, self.rewards = sampling, rewards
-        self.group_size, self.schedule = group_size, schedule
-        self.normalise: Normalise = normalise
+        self.make_worker, self.buffer = make_worker, buffer
+        self.prompts, self.validation = prompts, validation
+        self.plan, self.schedule = plan, schedule
+        self.supply: GroupSupply | None = None
         self.record, self.tool_counts, self.resume = record, tool_counts, resume
         self.weights: dict[str, Tensor] = {}
         self._pending: dict[str, float] = {}
@@ -93,11 +109,29 @@ class RolloutCallback(Callback):
         if self.resume is None:
             self.record.begin()
             self._sync(module, version=0)
+            self.supply = self._make_supply(0, [])
             self._validate(0)
             return
         state = module.restore(self.resume)
         self.record.take_up(state["step"], state["record"])
         self._sync(module, version=state["step"])
+        self.supply = self._make_supply(state["step"], checkpoint.read_streams(self.resume))
+
+    def _make_supply(self, step: int, saved: Sequence[bytes]) -> GroupSupply | None:
+        plan = self.plan
+        if plan.supply is None:
+            return None
+        return GroupSupply(
+            self.worker,
+            self.prompts,
+            self._group,
+            plan.sampling,
+            plan.supply,
+            self.ranks,
+            lambda episode: self.record.progress.advance(),
+            step,
+            saved,
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Whole weights for the export, on the first process only; gathering them takes all."""
@@ -105,11 +139,13 @@ class RolloutCallback(Callback):
         self.weights = {name: tensor.cpu() for name, tensor in module.full_weights() if trainer.is_global_zero}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.buffer is not None:
-            start = time.perf_counter()
-            self._groups = self._collect(batch.examples, self.group_size, "train", batch.step + 1)
-            self._pending["seconds_rollout"] = time.perf_counter() - start
+        if self.supply is not None and self.buffer is not None:
+            self._groups = self._next_groups(self.supply, batch.step)
             self.buffer.put(batch.step, self._groups)
+            if self.plan.overlap and batch.step + 1 < self.schedule.steps:
+                self.supply.begin(batch.step + 1, version=batch.step)
+            elif self.plan.sleep:
+                self.worker.sleep()
         self.record.progress.begin("update", 1)
         self._pending["started"] = time.perf_counter()
 
@@ -119,6 +155,8 @@ class RolloutCallback(Callback):
         step, module = batch.step + 1, pl_module
         figures = {"seconds_train": time.perf_counter() - self._pending.pop("started"), **self._pending}
         validates = step % self.schedule.val_every == 0 or step == self.schedule.steps
+        if self.supply is not None and self.worker.deterministic:  # a sync at some moment would be one at any
+            self.supply.settle()
         if self.buffer is not None or validates:
             figures["seconds_sync"] = self._sync(module, step)
         self._log_step(module, step, figures)
@@ -134,37 +172,48 @@ class RolloutCallback(Callback):
         self.record.training(step, self._groups, figures)
         self._pending = {}
 
-    def _collect(self, examples: Sequence[Example], size: int, split: str, step: int) -> tuple[Group, ...]:
-        """Roll out, judge, and set against each other: each rank its share, and all ranks get all groups."""
+    def _next_groups(self, supply: GroupSupply, step: int) -> tuple[Group, ...]:
+        """The groups of a training step; all ranks get all of them."""
+        start = time.perf_counter()
+        self.record.progress.begin("train rollouts", supply.expected)
+        groups, self._pending["seconds_rollout"] = supply.finish(step, version=step)
+        self._pending["seconds_waited"] = time.perf_counter() - start
+        return self._checked(groups, "train", step + 1)
+
+    def _roll_out(self, examples: Sequence[Example], split: str, step: int) -> tuple[Group, ...]:
+        """One episode of each example, judged: each rank its share, and all ranks get all groups."""
         mine = self.ranks.mine(examples)
-        self.record.progress.begin(f"{split} rollouts", len(mine) * size)
+        self.record.progress.begin(f"{split} rollouts", len(mine))
         rolled = self.worker.rollout(
             mine,
-            size,
-            self.sampling,
+            1,
+            self.plan.sampling,
             split,
             step,
             on_episode=lambda episode: self.record.progress.advance(),
-            first=self.ranks.mine(first_rollouts(examples, size)),
+            first=self.ranks.mine(first_rollouts(examples, 1)),
         )
-        # Validation is judged by the full penalty, or its first and last figures could not be compared.
-        penalty_step = step if split == "train" else self.rewards.penalty_warmup_steps
-        groups = self.ranks.interleave(
-            [self._group(e, episodes, penalty_step) for e, episodes in zip(mine, rolled, strict=True)]
-        )
-        if groups and all(episode.stop == "engine_failure" for group in groups for episode in group.episodes_G):
-            raise RuntimeError(f"the engine failed in each of {len(examples) * size} {split} episodes of step {step}")
+        # By the full penalty, or the first and last figures could not be compared.
+        full = self.plan.rewards.penalty_warmup_steps
+        groups = [self._group(example, episodes, full) for example, episodes in zip(mine, rolled, strict=True)]
+        return self._checked(self.ranks.interleave(groups), split, step)
+
+    def _checked(self, groups: Sequence[Group], split: str, step: int) -> tuple[Group, ...]:
+        stops = [episode.stop for group in groups for episode in group.episodes_G]
+        if stops and all(stop == "engine_failure" for stop in stops):
+            raise RuntimeError(f"the engine failed in each of {len(stops)} {split} episodes of step {step}")
         self.record.add_costs(groups)
         return tuple(groups)
 
     def _group(self, example: Example, episodes: Sequence[Episode], penalty_step: int) -> Group:
-        rewards = [score(example, episode, self.rewards, penalty_step) for episode in episodes]
+        """Judge the rollouts of an example and set them against each other."""
+        rewards = [score(example, episode, self.plan.rewards, penalty_step) for episode in episodes]
         trained = [episode.stop not in INFRASTRUCTURE_STOPS and not _tool_failed(episode) for episode in episodes]
-        return make_group(example, episodes, rewards, trained, self.normalise)
+        return make_group(example, episodes, rewards, trained, self.plan.normalise)
 
     def _validate(self, step: int) -> None:
         start = time.perf_counter()
-        groups = self._collect(self.validation, 1, "val", step)
+        groups = self._roll_out(self.validation, "val", step)
         self.record.validation(step, groups, time.perf_counter() - start)
         self.record.count_calls(self.tool_counts(self.worker.tools))
 
@@ -181,7 +230,8 @@ class RolloutCallback(Callback):
             self.record.best = reward
         if improved or step % self.schedule.checkpoint_every == 0 or step == self.schedule.steps:
             folder = self.record.run.path / "checkpoints"
-            module.write_checkpoint(folder, step, {"reward": reward, "record": self.record.state()})
+            under_way = self.supply.state() if self.supply is not None else b""
+            module.write_checkpoint(folder, step, {"reward": reward, "record": self.record.state()}, under_way)
             if self.ranks.rank == 0:
                 checkpoint.prune(folder, self.schedule.keep_last)
 

@@ -7,18 +7,29 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from mmsr1.rollout.engines.base import Engine, Sampling
-from mmsr1.rollout.engines.lockstep import Lockstep
+from mmsr1.rollout.engines.lockstep import Handle, Lockstep
 from mmsr1.rollout.episode import Limits, Tools, run_episode
 from mmsr1.rollout.renderer import Renderer
 from mmsr1.types import Episode, Example
 
 T = TypeVar("T")
-Job = tuple[Example, int]
+OnEpisode = Callable[[Episode], None]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A group to roll out: its example, the number of its first rollout, and the step that its draws belong to."""
+
+    example: Example
+    first: int
+    step: int
 
 
 class RolloutWorker:
@@ -40,7 +51,8 @@ class RolloutWorker:
     ) -> None:
         self.engine, self.tools, self.renderer, self.limits = engine, tools, renderer, limits
         self.seed, self.concurrent, self.deterministic = seed, concurrent, deterministic
-        self._batches: set[asyncio.Task[Any]] = set()
+        self._places = asyncio.Semaphore(max(1, concurrent))
+        self._groups: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -52,7 +64,7 @@ class RolloutWorker:
         sampling: Sampling,
         split: str,
         step: int,
-        on_episode: Callable[[Episode], None] = lambda episode: None,
+        on_episode: OnEpisode = lambda episode: None,
         first: Sequence[int] | None = None,
     ) -> list[tuple[Episode, ...]]:
         """`group_size` episodes of every example, in order. `on_episode` is called on the loop's thread.
@@ -61,34 +73,54 @@ class RolloutWorker:
         `first_rollouts`).
         """
         starts = first_rollouts(examples, group_size) if first is None else first
-        jobs = [
-            (example, start + rollout)
-            for example, start in zip(examples, starts, strict=True)
-            for rollout in range(group_size)
-        ]
-        episodes = self._wait(self._gather(jobs, sampling, split, step, on_episode))
-        return [tuple(episodes[i : i + group_size]) for i in range(0, len(episodes), group_size)]
+        prompts = [Prompt(example, start, step) for example, start in zip(examples, starts, strict=True)]
+        return self.call(self._gather(prompts, group_size, sampling, split, on_episode))
+
+    def launch(
+        self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, split: str, on_episode: OnEpisode
+    ) -> list[asyncio.Task[tuple[Episode, ...]]]:
+        """Start these groups, a task each, on the loop's own thread. In the deterministic mode they move together, and
+        no others may be on their way."""
+        count = len(prompts) * group_size
+        handles = iter(Lockstep(self.engine).open(count) if self.deterministic else [None] * count)
+        tasks = []
+        for prompt in prompts:
+            mine = [next(handles) for _ in range(group_size)]
+            task = self._loop.create_task(self._group(prompt, mine, sampling, split, on_episode))
+            self._groups.add(task)
+            task.add_done_callback(self._groups.discard)
+            tasks.append(task)
+        return tasks
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` on the loop's thread and wait for it."""
+        return self.wait(self.submit(work))
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run `work` on the loop's thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        self._wait(self.engine.load_weights(tensors, version))
+        self.call(self.engine.load_weights(tensors, version))
 
     def sleep(self) -> None:
         """Let the engine give its memory to the trainer until the next `load_weights`."""
-        self._wait(self.engine.sleep())
+        self.call(self.engine.sleep())
 
     def close(self) -> None:
         """Stop the engine and the thread; episodes in flight are cancelled, and so is whoever waits for them."""
         if self._loop.is_closed():
             return
         try:
-            self._wait(self._stop())
+            self.call(self._stop())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+    @staticmethod
+    def wait(future: Future[T]) -> T:
+        """The result of what was submitted, which an interrupt of the waiting thread cancels."""
         try:
             return future.result()
         except BaseException:  # Ctrl-C on the waiting thread: nothing may go on behind its back
@@ -96,33 +128,42 @@ class RolloutWorker:
             raise
 
     async def _stop(self) -> None:
-        await _cancel(self._batches)
+        await _cancel(self._groups)
         await self.engine.close()
         await _cancel(asyncio.all_tasks() - {asyncio.current_task()})  # searches that outlive their episodes
 
     async def _gather(
+        self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, split: str, on_episode: OnEpisode
+    ) -> list[tuple[Episode, ...]]:
+        groups = self.launch(prompts, group_size, sampling, split, on_episode)
+        try:
+            return list(await asyncio.gather(*groups))
+        finally:  # a bug in one episode surfaces at once, and nobody waits for the others
+            for group in groups:
+                group.cancel()
+
+    async def _group(
         self,
-        jobs: Sequence[Job],
+        prompt: Prompt,
+        handles: Sequence[Handle | None],
         sampling: Sampling,
         split: str,
-        step: int,
-        on_episode: Callable[[Episode], None],
-    ) -> list[Episode]:
-        batch = asyncio.current_task()
-        assert batch is not None
-        self._batches.add(batch)
-        batch.add_done_callback(self._batches.discard)
-        size = len(jobs) if self.deterministic else self.concurrent
-        places = asyncio.Semaphore(max(1, size))
-        handles = Lockstep(self.engine).open(len(jobs)) if self.deterministic else [None] * len(jobs)
-
-        async def one(job: Job, handle: Any) -> Episode:
-            example, rollout = job
-            async with places:
-                seed = (self.seed, split, step)
+        on_episode: OnEpisode,
+    ) -> tuple[Episode, ...]:
+        async def one(rollout: int, handle: Handle | None) -> Episode:
+            # Every one of a deterministic batch must be there before the first request goes out.
+            async with nullcontext() if handle is not None else self._places:
+                seed = (self.seed, split, prompt.step)
                 try:
                     episode = await run_episode(
-                        example, handle or self.engine, self.tools, self.renderer, self.limits, sampling, seed, rollout
+                        prompt.example,
+                        handle or self.engine,
+                        self.tools,
+                        self.renderer,
+                        self.limits,
+                        sampling,
+                        seed,
+                        rollout,
                     )
                 finally:
                     if handle is not None:
@@ -130,9 +171,9 @@ class RolloutWorker:
             on_episode(episode)
             return episode
 
-        async with asyncio.TaskGroup() as group:  # a bug in one episode cancels the others and surfaces at once
-            tasks = [group.create_task(one(job, handle)) for job, handle in zip(jobs, handles, strict=True)]
-        return [task.result() for task in tasks]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(prompt.first + i, handle)) for i, handle in enumerate(handles)]
+        return tuple(task.result() for task in tasks)
 
 
 def first_rollouts(examples: Sequence[Example], group_size: int) -> list[int]:

@@ -15,14 +15,16 @@ from mmsr1.models import checkpoint
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.ranks import Ranks
 from mmsr1.rewards.reward import RewardSpec
-from mmsr1.rollout.callback import RolloutCallback, Schedule
+from mmsr1.rollout.callback import RolloutCallback, RolloutPlan, Schedule
 from mmsr1.rollout.engines.base import EngineFailure, Sampling, TokenPrompt
 from mmsr1.rollout.engines.scripted import ScriptedEngine
 from mmsr1.rollout.episode import Limits
 from mmsr1.rollout.record import RunRecord
+from mmsr1.rollout.stream import StreamSpec
+from mmsr1.rollout.supply import SupplySpec
 from mmsr1.rollout.worker import RolloutWorker
 from mmsr1.run_directory import RunDirectory
-from mmsr1.types import Example, Group, StepPrompts, ToolResult
+from mmsr1.types import Example, Group, StepPrompts, Timings, ToolResult
 from tests.models.fitting import fit
 from tests.rollout.conversation import SAMPLING, MemoryTool, make_renderer, picture, titled
 
@@ -41,6 +43,7 @@ def question(name: str, number: int) -> Example:
 
 
 QUESTIONS = [question(f"t{n}", n) for n in range(6)]
+TWO_PROMPTS = StreamSpec(2)
 VALIDATION = [question(f"v{n}", 10 + n) for n in range(4)]
 
 
@@ -68,8 +71,8 @@ class Counter(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def write_checkpoint(self, folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-        return checkpoint.write(folder, step, self, [], state, Ranks())
+    def write_checkpoint(self, folder: Path, step: int, state: Mapping[str, Any], stream: bytes = b"") -> Path:
+        return checkpoint.write(folder, step, self, [], state, Ranks(), stream)
 
     def restore(self, path: Path) -> dict[str, Any]:
         return checkpoint.restore(path, self, [], Ranks())
@@ -137,6 +140,10 @@ class Rehearsal:
         on_tool_failure: Any = "stop",
         resume: Path | None = None,
         first: int = 0,
+        stream: StreamSpec = TWO_PROMPTS,
+        overlap: bool = False,
+        sleep: bool = False,
+        deterministic: bool = False,
     ) -> None:
         self.log: list[Any] = []
         self.run, self.progress, self.logger = RunDirectory(path), Progress(self.log), Logger()
@@ -156,14 +163,19 @@ class Rehearsal:
         limits = Limits(turns=3, turn_tokens=40, episode_tokens=512, on_tool_failure=on_tool_failure)
         self.callback = RolloutCallback(
             lambda run, rank: RolloutWorker(
-                self.engine, {"image_search": self.tool}, make_renderer(tokenizer), limits, seed=5
+                self.engine,
+                {"image_search": self.tool},
+                make_renderer(tokenizer),
+                limits,
+                seed=5,
+                deterministic=deterministic,
             ),
             self.buffer,
+            lambda step: [QUESTIONS[(2 * step + i) % len(QUESTIONS)] for i in range(2)],
             VALIDATION,
-            SAMPLING,
-            RewardSpec(),
-            group_size=3,
-            normalise="std",
+            RolloutPlan(
+                SAMPLING, RewardSpec(), "std", None if supervised else SupplySpec(stream, 3, steps), overlap, sleep
+            ),
             schedule=Schedule(steps, val_every=2, checkpoint_every=2, keep_last=1),
             record=self.record,
             tool_counts=lambda tools: {"calls": len(tools["image_search"].asked), "hits": 0},
@@ -440,3 +452,54 @@ def test_an_engine_that_does_not_start_is_the_error_one_sees(tiny, tmp_path):
     rehearsal.callback.make_worker = unable
     with pytest.raises(OSError, match="no such model"):
         rehearsal.fit()
+
+
+def test_with_overlap_a_step_is_rolled_out_while_the_one_before_it_trains(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path, overlap=True, deterministic=True).fit()
+    versions = [{e.weight_version for group in groups for e in group.episodes_G} for groups in done.module.groups]
+    assert versions == [{0}, {0}, {1}]  # the first two before any update, the third before the second
+    assert [row["examples"] for row in done.run.read_consumed()] == [["t0", "t1"], ["t2", "t3"], ["t4", "t5"]]
+    assert done.rows("train")[2]["seconds_waited"] <= done.rows("train")[2]["seconds_rollout"] + 1
+
+
+def test_a_run_with_overlap_resumes_with_the_groups_it_had_ready(tiny, tmp_path):
+    settings: dict[str, Any] = {"answer": search_then_answer, "overlap": True, "deterministic": True}
+    whole = Rehearsal(tiny, tmp_path / "whole", **settings).fit()
+    broken = Rehearsal(tiny, tmp_path / "broken", **settings)
+    broken.callback.schedule = replace(broken.callback.schedule, checkpoint_every=1)
+    broken.engine.answer_until = 2
+    with pytest.raises(RuntimeError, match="failed in each of 4 val episodes of step 2"):
+        broken.fit()
+    last = checkpoint.complete(tmp_path / "broken" / "checkpoints")[-1]
+    again = Rehearsal(tiny, tmp_path / "broken", resume=last, first=1, **settings).fit()
+    assert [bare(groups) for groups in again.module.groups] == [bare(groups) for groups in whole.module.groups[1:]]
+    assert again.run.read_consumed() == whole.run.read_consumed()
+    # Step 2 was rolled out before the kill, and is not rolled out again.
+    assert len(again.engine.calls) == len(whole.engine.calls) - 2 * (4 + 2 * 6)
+
+
+def bare(groups: Any) -> list[Any]:
+    """Without timings, which no two runs share."""
+    nothing = Timings(0.0, 0.0, 0.0)
+    return [replace(g, episodes_G=tuple(replace(e, timings=nothing) for e in g.episodes_G)) for g in groups]
+
+
+def test_groups_without_gradient_are_refilled_and_every_prompt_is_consumed_once(tiny, tmp_path):
+    refilling = StreamSpec(2, refill=True, max_refills=2)
+    done = Rehearsal(tiny, tmp_path, answer=seeded({0: RIGHT, 1: WRONG}), stream=refilling).fit()
+    plain = Rehearsal(tiny, tmp_path / "plain", answer=seeded({0: RIGHT, 1: WRONG})).fit()
+    assert any(group.all_equal for groups in plain.module.groups for group in groups)
+    for groups in done.module.groups:
+        assert sum(not group.all_equal for group in groups) == 2
+    consumed = [name for row in done.run.read_consumed() for name in row["examples"]]
+    order = [f"t{i % 6}" for i in range(len(consumed))]
+    assert sorted(consumed) == sorted(order)
+    # Every draw is its prompt's own, whatever step it came to.
+    first = {e.turns for g in plain.module.groups[0] for e in g.episodes_G if g.example.id == "t1"}
+    again = {e.turns for g in done.module.groups[0] for e in g.episodes_G if g.example.id == "t1"}
+    assert first == again
+
+
+def test_the_engine_sleeps_while_the_trainer_works(tiny, tmp_path):
+    assert Rehearsal(tiny, tmp_path / "awake").fit().engine.naps == 0
+    assert Rehearsal(tiny, tmp_path / "asleep", sleep=True).fit().engine.naps == 3

@@ -12,28 +12,31 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from mmsr1.config.algorithm import AlgorithmConfig, GrpoConfig, SftConfig
+from mmsr1.config.checks import ConfigError, at_least, check, one_of, positive
+from mmsr1.config.rollout import RolloutConfig, ServerConfig, TransformersConfig, VllmConfig
 
-class ConfigError(ValueError):
-    """A user's mistake, in one line: key, value received, remedy."""
-
-
-def check(condition: bool, key: str, value: object, remedy: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key}={value}: {remedy}")
-
-
-def one_of(key: str, value: str, *allowed: str) -> None:
-    check(value in allowed, key, value, f"must be one of {', '.join(allowed)}")
-
-
-def at_least(least: int, group: str, node: object, *names: str) -> None:
-    for name in names:
-        check(getattr(node, name) >= least, f"{group}.{name}", getattr(node, name), f"must be {least} or more")
-
-
-def positive(group: str, node: object, *names: str) -> None:
-    for name in names:
-        check(getattr(node, name) > 0, f"{group}.{name}", getattr(node, name), "must be positive")
+__all__ = [
+    "AlgorithmConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "GrpoConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "RewardsConfig",
+    "RolloutConfig",
+    "ServerConfig",
+    "SftConfig",
+    "ToolsConfig",
+    "TrainerConfig",
+    "TransformersConfig",
+    "VllmConfig",
+    "WorldConfig",
+    "check",
+    "one_of",
+    "register",
+]
 
 
 @dataclass
@@ -71,57 +74,6 @@ class ModelConfig:
             self.hidden,
             "must be a multiple of 128 (4 heads as vLLM takes them)",
         )
-
-
-@dataclass
-class VllmConfig:
-    """Arguments of the in-process engine; `extra` goes to vLLM as it is."""
-
-    max_num_seqs: int = MISSING
-    max_model_len: int = MISSING
-    max_num_batched_tokens: int = MISSING
-    kv_cache_gib: float | None = MISSING
-    images_per_prompt: int = MISSING
-    enforce_eager: bool = MISSING
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        positive("rollout.vllm", self, "max_num_seqs", "max_model_len", "images_per_prompt")
-        key, fits = "rollout.vllm.max_num_batched_tokens", self.max_num_batched_tokens >= self.max_model_len
-        check(fits, key, self.max_num_batched_tokens, "must be at least rollout.vllm.max_model_len")
-
-
-@dataclass
-class RolloutConfig:
-    """How episodes are sampled. Token limits count the expanded image tokens."""
-
-    engine: str = MISSING
-    prompts: str = MISSING
-    turns: int = MISSING
-    turn_tokens: int = MISSING
-    episode_tokens: int = MISSING
-    image_searches: int = MISSING
-    text_searches: int = MISSING
-    on_tool_failure: str = MISSING
-    temperature: float = MISSING
-    top_p: float = MISSING
-    deterministic: bool = MISSING
-    reset_encoder_cache: bool = MISSING
-    vllm: VllmConfig = MISSING
-
-    def __post_init__(self) -> None:
-        one_of("rollout.engine", self.engine, "vllm")
-        one_of("rollout.on_tool_failure", self.on_tool_failure, "stop", "tell")
-        positive("rollout", self, "turns", "turn_tokens")
-        at_least(0, "rollout", self, "image_searches", "text_searches")
-        check(self.temperature >= 0, "rollout.temperature", self.temperature, "must be 0 (greedy) or more")
-        check(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be in (0, 1]")
-        room = self.episode_tokens - 2 * self.turn_tokens
-        check(
-            room > 0, "rollout.episode_tokens", self.episode_tokens, "must exceed two turns (2 * rollout.turn_tokens)"
-        )
-        fits = self.vllm.max_model_len >= self.episode_tokens
-        check(fits, "rollout.vllm.max_model_len", self.vllm.max_model_len, "must be at least rollout.episode_tokens")
 
 
 @dataclass
@@ -206,69 +158,6 @@ class DataConfig:
 
 
 @dataclass
-class AlgorithmConfig:
-    """What every algorithm's optimiser needs; `token_budget` bounds a packed micro-batch."""
-
-    kind: str = MISSING
-    lr: float = MISSING
-    lr_schedule: str = MISSING
-    lr_warmup_steps: int = MISSING
-    max_grad_norm: float = MISSING
-    token_budget: int = MISSING
-
-    def __post_init__(self) -> None:
-        schedules = ("constant", "linear", "cosine", "sigmoid", "late_linear")
-        one_of("algorithm.lr_schedule", self.lr_schedule, *schedules)
-        positive("algorithm", self, "lr", "max_grad_norm", "token_budget")
-        at_least(0, "algorithm", self, "lr_warmup_steps")
-
-
-@dataclass
-class GrpoConfig(AlgorithmConfig):
-    """Group relative policy optimisation. One step samples prompts_per_step x group_size episodes."""
-
-    kind: str = "grpo"
-    prompts_per_step: int = MISSING
-    group_size: int = MISSING
-    mini_batches: int = MISSING
-    weight_decay: float = MISSING
-    clip_low: float = MISSING
-    clip_high: float = MISSING
-    aggregation: str = MISSING
-    constant_length: int = MISSING
-    advantage: str = MISSING
-    kl_weight: float = MISSING
-    entropy_weight: float = MISSING
-    gap_limit: float | None = MISSING
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("algorithm.kind", self.kind, "grpo")
-        one_of("algorithm.aggregation", self.aggregation, "token_mean", "sequence_mean", "constant_length")
-        one_of("algorithm.advantage", self.advantage, "std", "none")
-        at_least(2, "algorithm", self, "group_size")
-        fits = 1 <= self.mini_batches <= self.prompts_per_step
-        check(fits, "algorithm.mini_batches", self.mini_batches, "must be between 1 and algorithm.prompts_per_step")
-        check(0 < self.clip_low <= 1, "algorithm.clip_low", self.clip_low, "must be in (0, 1]")
-        positive("algorithm", self, "clip_high", "constant_length")
-        at_least(0, "algorithm", self, "weight_decay", "kl_weight", "entropy_weight")
-
-
-@dataclass
-class SftConfig(AlgorithmConfig):
-    """Supervised training on demonstrations; `muon_lr` trains the matrices by Muon, null everything by AdamW."""
-
-    kind: str = "sft"
-    batch_size: int = MISSING
-    muon_lr: float | None = MISSING
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("algorithm.kind", self.kind, "sft")
-        positive("algorithm", self, "batch_size")
-
-
-@dataclass
 class TrainerConfig:
     """`max_steps` counts rollout steps (optimiser steps for sft). Validation also runs first and last.
 
@@ -340,6 +229,9 @@ class Config:
         vllm, shown = self.rollout.vllm, 1 + self.rollout.image_searches * self.tools.thumbnails
         remedy = f"must be at least {shown}: the question's image and the thumbnails of rollout.image_searches searches"
         check(vllm.images_per_prompt >= shown, "rollout.vllm.images_per_prompt", vllm.images_per_prompt, remedy)
+        refills = getattr(self.algorithm, "all_equal", "") == "refill"
+        remedy = "rollout.deterministic=true takes prompts in their order; give drop"
+        check(not (refills and self.rollout.deterministic), "algorithm.all_equal", "refill", remedy)
 
 
 def register() -> None:
