@@ -12,7 +12,7 @@ from mmsr1.torchvision_shim import ensure_torchvision
 ensure_torchvision()
 
 import torch  # noqa: E402
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -22,6 +22,7 @@ from transformers import (  # noqa: E402
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor  # noqa: E402
 
+TEXT = "what is shown in the picture? <search> <answer> </answer> user assistant"
 CONTROL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -35,13 +36,14 @@ CONTROL = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    """Bytes, and the beginnings of a few words. Not trained: a trainer breaks ties another way in every process."""
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = [word for word, _ in split.pre_tokenize_str(TEXT)]
+    merges = list(dict.fromkeys((word[:i], word[i]) for word in words for i in range(1, len(word))))
+    entries = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *dict.fromkeys("".join(merge) for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={entry: i for i, entry in enumerate(entries)}, merges=merges))
+    tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(["what is shown in the picture? <search> <answer> </answer> user assistant"], trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=4096
@@ -85,7 +87,9 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, tied: bool) -> Qwen2_5_VLCon
 
 def random_weights(config: Qwen2_5_VLConfig, seed: int, scale: float = 0.15) -> Qwen2_5_VLForConditionalGeneration:
     """A model in float32 whose weights, vision tower included, are large enough for every one to matter."""
-    model = Qwen2_5_VLForConditionalGeneration(config).float().eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config).float().eval()
     perturb(model, seed, scale)
     return model
 

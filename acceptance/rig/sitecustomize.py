@@ -6,16 +6,21 @@ MMSR1_RIG is a JSON object with any of
     replay   a folder to take the rollouts from, instead of asking an engine
     kill     {"at": a place, "count": n, "rank": r}: SIGKILL when rank r comes by for the n-th time
     price    US dollars that a text search is said to cost
+    delay    {"median": seconds, "sigma": s}: every search takes so long, log-normal, a draw for each
 Modules of the product are patched right after their import; nothing is imported that the command would not import.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import importlib.abc
 import importlib.machinery
 import json
+import math
 import os
 import pickle
+import random
 import signal
 import sys
 from pathlib import Path
@@ -52,21 +57,26 @@ def _kill(module: ModuleType, owner: str | None, name: str, count: int) -> None:
 
 
 def _keep_rollouts(module: ModuleType, folder: Path, replay: bool) -> None:
-    """Rollouts by split, step and place in the step; of several ranks each takes its own share."""
-    original = module.RolloutWorker.rollout
+    """Groups by split, step and example, whatever rank rolls them out."""
+    original = module.RolloutWorker.launch
 
-    def rollout(
-        worker: Any, examples: Any, size: int, sampling: Any, split: str, step: int, *args: Any, **kw: Any
-    ) -> Any:
-        file = folder / f"{split}-{step}.pickle"
+    def file(prompt: Any, split: str) -> Path:
+        name = hashlib.sha256(prompt.example.id.encode()).hexdigest()[:16]
+        return folder / f"{split}-{prompt.step}-{name}-{prompt.first}.pickle"
+
+    async def recorded(prompt: Any, split: str) -> Any:
+        return pickle.loads(file(prompt, split).read_bytes())
+
+    def launch(worker: Any, prompts: Any, size: int, sampling: Any, split: str, on_episode: Any) -> Any:
         if replay:
-            world = int(os.environ.get("WORLD_SIZE", "1"))
-            return pickle.loads(file.read_bytes())[RANK::world]
-        found = original(worker, examples, size, sampling, split, step, *args, **kw)
-        file.write_bytes(pickle.dumps(found))
-        return found
+            return [asyncio.get_running_loop().create_task(recorded(prompt, split)) for prompt in prompts]
+        tasks = original(worker, prompts, size, sampling, split, on_episode)
+        for prompt, task in zip(prompts, tasks, strict=True):
+            keep = file(prompt, split)
+            task.add_done_callback(lambda done, keep=keep: keep.write_bytes(pickle.dumps(done.result())))
+        return tasks
 
-    module.RolloutWorker.rollout = rollout
+    module.RolloutWorker.launch = launch
 
 
 def _patch(module: ModuleType) -> None:
@@ -78,8 +88,23 @@ def _patch(module: ModuleType) -> None:
     for mode in ("record", "replay"):
         if mode in RIG and name == "mmsr1.rollout.worker":
             _keep_rollouts(module, Path(RIG[mode]), mode == "replay")
+    if "delay" in RIG and name == "mmsr1.tools.cache":
+        _slow_down(module.CachedTool, **RIG["delay"])
     if "price" in RIG and name == "mmsr1.tools.text_search.local":
         _cost(module.LocalTextSearch, RIG["price"])
+
+
+def _slow_down(tool: Any, median: float, sigma: float) -> None:
+    """In front of the cache, so that what is asked again takes its time, too."""
+    search = tool.__call__
+
+    async def slow(self: Any, query: Any) -> Any:
+        self._asked_so_far = getattr(self, "_asked_so_far", 0) + 1
+        draw = random.Random(f"{self.name}-{self._asked_so_far}")
+        await asyncio.sleep(median * math.exp(sigma * draw.gauss(0.0, 1.0)))
+        return await search(self, query)
+
+    tool.__call__ = slow
 
 
 def _cost(tool: Any, usd: float) -> None:

@@ -40,9 +40,14 @@ class Tiny:
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids))
 
-    @torch.no_grad()
     def logprobs(self, prompt: TokenPrompt, sampled: Sequence[int]) -> torch.Tensor:
-        """Log-probs of `sampled` after `prompt`, from one forward pass over the whole conversation."""
+        """Log-probs of `sampled` after `prompt`."""
+        return self.scores(prompt, sampled).gather(1, torch.tensor(sampled)[:, None])[:, 0]
+
+    @torch.no_grad()
+    def scores(self, prompt: TokenPrompt, sampled: Sequence[int]) -> torch.Tensor:
+        """[sampled, vocabulary] log-probs of every token in each place of `sampled`, from one forward pass over the
+        whole conversation."""
         images = AutoImageProcessor.from_pretrained(self.folder)
         pad = self.model.config.image_token_id
         ids, types, tensors = [], [], {}
@@ -63,8 +68,7 @@ class Tiny:
         )
         logits = self.model(input_ids=ids_BT, position_ids=positions, mm_token_type_ids=types_BT, **tensors).logits[0]
         start = len(ids) - len(sampled)
-        scores = logits[start - 1 : -1].float().log_softmax(-1)
-        return scores.gather(1, torch.tensor(sampled)[:, None])[:, 0]
+        return logits[start - 1 : -1].float().log_softmax(-1)
 
     def gap(self, prompt: TokenPrompt, completion: Completion) -> float:
         """Largest difference between the engine's log-probs and this model's."""
