@@ -85,7 +85,8 @@ class RolloutCallback(Callback):
         self.supply: GroupSupply | None = None
         self.record, self.tool_counts, self.resume = record, tool_counts, resume
         self.weights: dict[str, Tensor] = {}
-        self._pending: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._step_start = self._train_start = 0.0
         self._groups: tuple[Group, ...] = ()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -139,6 +140,7 @@ class RolloutCallback(Callback):
         self.weights = {name: tensor.cpu() for name, tensor in module.full_weights() if trainer.is_global_zero}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step_start = time.perf_counter()
         if self.supply is not None and self.buffer is not None:
             self._groups = self._next_groups(self.supply, batch.step)
             self.buffer.put(batch.step, self._groups)
@@ -147,18 +149,19 @@ class RolloutCallback(Callback):
             elif self.plan.sleep:
                 self.worker.sleep()
         self.record.progress.begin("update", 1)
-        self._pending["started"] = time.perf_counter()
+        self._train_start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, module = batch.step + 1, pl_module
-        figures = {"seconds_train": time.perf_counter() - self._pending.pop("started"), **self._pending}
+        figures = {**self._seconds, "seconds_train": time.perf_counter() - self._train_start}
         validates = step % self.schedule.val_every == 0 or step == self.schedule.steps
         if self.supply is not None and self.worker.deterministic:  # a sync at some moment would be one at any
             self.supply.settle()
         if self.buffer is not None or validates:
             figures["seconds_sync"] = self._sync(module, step)
+        figures["seconds_step"] = time.perf_counter() - self._step_start
         self._log_step(module, step, figures)
         if validates:
             self._validate(step)
@@ -170,14 +173,14 @@ class RolloutCallback(Callback):
             counted = self.record.count_calls(self.tool_counts(self.worker.tools))
             figures |= {f"cache_{name}": value for name, value in counted.items()}
         self.record.training(step, self._groups, figures)
-        self._pending = {}
+        self._seconds = {}
 
     def _next_groups(self, supply: GroupSupply, step: int) -> tuple[Group, ...]:
         """The groups of a training step; all ranks get all of them."""
         start = time.perf_counter()
         self.record.progress.begin("train rollouts", supply.expected)
-        groups, self._pending["seconds_rollout"] = supply.finish(step, version=step)
-        self._pending["seconds_waited"] = time.perf_counter() - start
+        groups, self._seconds["seconds_rollout"] = supply.finish(step, version=step)
+        self._seconds["seconds_waited"] = time.perf_counter() - start
         return self._checked(groups, "train", step + 1)
 
     def _roll_out(self, examples: Sequence[Example], split: str, step: int) -> tuple[Group, ...]:
