@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsr1.assembly.data import emblem_store
+from mmsr1.assembly.engines import engine
 from mmsr1.assembly.policy import renderer
 from mmsr1.config import Config
 from mmsr1.models.buffer import RolloutBuffer
@@ -15,7 +16,6 @@ from mmsr1.models.loading import PolicyFiles
 from mmsr1.rewards.reward import RewardSpec
 from mmsr1.rollout.callback import RolloutCallback, RolloutPlan, Schedule
 from mmsr1.rollout.engines.base import Sampling
-from mmsr1.rollout.engines.vllm import VllmEngine
 from mmsr1.rollout.episode import Limits
 from mmsr1.rollout.protocol import STOP_STRINGS
 from mmsr1.rollout.record import RunRecord
@@ -55,20 +55,6 @@ def rollout_worker(config: Config, files: PolicyFiles, weights: Path, run: Path,
     """Engine, tools and renderer on their own thread. The engine starts from the folder `weights`."""
     rollout = config.rollout
     tools = search_tools(config, Ledger(ledger_folder(run), f"rank{rank}"))
-    vllm = rollout.vllm
-    engine = VllmEngine(
-        weights,
-        dtype=config.model.dtype,
-        max_model_len=vllm.max_model_len,
-        max_num_seqs=vllm.max_num_seqs,
-        max_num_batched_tokens=vllm.max_num_batched_tokens,
-        kv_cache_bytes=int(vllm.kv_cache_gib * 2**30) if vllm.kv_cache_gib else None,
-        images_per_prompt=vllm.images_per_prompt,
-        enforce_eager=vllm.enforce_eager,
-        engine_args=vllm.extra,
-        reset_encoder_cache=rollout.reset_encoder_cache,
-        pixels=files.patches.fitted,
-    )
     limits = Limits(
         turns=rollout.turns,
         turn_tokens=rollout.turn_tokens,
@@ -77,7 +63,12 @@ def rollout_worker(config: Config, files: PolicyFiles, weights: Path, run: Path,
         on_tool_failure=rollout.on_tool_failure,  # type: ignore[arg-type]  (checked by the schema)
     )
     return RolloutWorker(
-        engine, tools, renderer(config, files), limits, seed=config.seed, deterministic=rollout.deterministic
+        engine(config, files, weights, rank),
+        tools,
+        renderer(config, files),
+        limits,
+        seed=config.seed,
+        deterministic=rollout.deterministic,
     )
 
 

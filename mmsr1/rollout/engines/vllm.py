@@ -15,15 +15,14 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
 
 from mmsr1.rollout.engines.base import Completion, EngineFailure, Sampling, TokenPrompt
+from mmsr1.rollout.engines.vllm_base import VllmBase
 from mmsr1.rollout.engines.vllm_core import Outcome, Request, VllmCore
-from mmsr1.tools.pictures import decode
 from mmsr1.types import Picture
 
 logger = logging.getLogger(__name__)
@@ -38,62 +37,22 @@ class Errand:
     done: asyncio.Future[None]
 
 
-class VllmEngine:
-    """The Engine protocol over an in-process vLLM. The defaults suit a small model on a CPU.
-
-    `max_model_len` counts expanded tokens, prompt and answer together. A prompt is never split over two steps (on a
-    CPU, vLLM crashes when a seeded request is), so `max_num_batched_tokens` must be at least as large.
-    `images_per_prompt` bounds the images of a whole conversation. `kv_cache_bytes` None lets vLLM take what is free
-    (for GPUs, with `engine_args={"gpu_memory_utilization": ...}`). `threads` is the engine thread's share of the
-    cores; the trainer's own setting is not touched. `image_cache_bytes` bounds the processed images that are kept.
-    `engine_args` go to vLLM's `EngineArgs` and win over everything above. `reset_encoder_cache=False` is for fault
-    tests only: it leaves the vision tower's old outputs in use after a weight sync. `sleep` lets `sleep()` free GPU
-    memory; a CPU has none to free. `pixels` decodes a picture; where
-    it also brings it to the model's size, as the trainer does, no library resizes it in its own way.
+class VllmEngine(VllmBase):
+    """The Engine protocol over an in-process vLLM; its arguments are those of `VllmBase`.
 
     Use it from one event loop at a time. Images must be decodable; one that is not fails its own request.
     """
 
-    def __init__(
+    def _start(
         self,
-        model: str | Path,
-        *,
-        dtype: str = "float32",
-        max_model_len: int = 4096,
-        max_num_seqs: int = 128,
-        max_num_batched_tokens: int = 16384,
-        kv_cache_bytes: int | None = 2**28,
-        block_size: int | None = 32,
-        images_per_prompt: int = 6,
-        enforce_eager: bool = True,
-        prefix_caching: bool = True,
-        threads: int = 1,
-        image_cache_bytes: int = 2**28,
-        engine_args: Mapping[str, Any] | None = None,
-        reset_encoder_cache: bool = True,
-        sleep: bool = False,
-        pixels: Callable[[Picture], Image] = decode,
+        engine_args: Mapping[str, Any],
+        threads: int,
+        image_cache_bytes: int,
+        reset_encoder_cache: bool,
+        pixels: Callable[[Picture], Image],
     ) -> None:
-        arguments = {
-            "model": str(model),
-            "dtype": dtype,
-            "max_model_len": max_model_len,
-            "max_num_seqs": max_num_seqs,
-            "max_num_batched_tokens": max_num_batched_tokens,
-            "kv_cache_memory_bytes": kv_cache_bytes,
-            "block_size": block_size,
-            "limit_mm_per_prompt": {"image": images_per_prompt, "video": 0},
-            "enforce_eager": enforce_eager,
-            "enable_chunked_prefill": False,
-            "enable_prefix_caching": prefix_caching,
-            "mm_processor_cache_gb": 0,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            "enable_sleep_mode": sleep,
-            **(engine_args or {}),
-        }
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
-        making = self._thread.submit(VllmCore, arguments, threads, image_cache_bytes, reset_encoder_cache, pixels)
+        making = self._thread.submit(VllmCore, engine_args, threads, image_cache_bytes, reset_encoder_cache, pixels)
         self._core = making.result()
         self._names = map(str, itertools.count())
         self._arrivals: dict[str, Request] = {}
@@ -102,7 +61,6 @@ class VllmEngine:
         self._errands: list[Errand] = []
         self._answers: dict[str, asyncio.Future[Outcome]] = {}
         self._pump: asyncio.Task[None] | None = None
-        self._sleeps = sleep
         self._dead: str | None = None
         self._closed = False
 

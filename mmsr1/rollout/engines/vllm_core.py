@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.logprobs import LogprobsOnePosition
     from vllm.outputs import RequestOutput
+    from vllm.v1.engine.output_processor import OutputProcessor
 
 BAN = -100.0  # the strongest bias that vLLM takes
 
@@ -61,11 +62,7 @@ class VllmCore:
 
             self.engine = LLMEngine.from_engine_args(EngineArgs(**engine_args))
         config = self.engine.model_config.hf_config
-        self._bias = {
-            getattr(config, f"{name}_token_id"): BAN
-            for name in ("image", "video", "vision_start", "vision_end")
-            if getattr(config, f"{name}_token_id", None) is not None
-        }
+        self._bias = vision_ban(config)
         self._version = 0
         self._reset_encoder_cache = reset_encoder_cache
         self._prompts = PromptBuilder(
@@ -92,7 +89,7 @@ class VllmCore:
         ]
         while self._running and not outcomes:
             outputs = cast("list[RequestOutput]", self.engine.step())  # the other kind belongs to pooling models
-            outcomes = [(output.request_id, self._complete(output)) for output in outputs if output.finished]
+            outcomes = [(output.request_id, outcome(output, self._version)) for output in outputs if output.finished]
             self._running.difference_update(name for name, _ in outcomes)
             if interrupted():
                 break
@@ -124,41 +121,55 @@ class VllmCore:
     def _admit(self, request: Request) -> EngineFailure | None:
         try:
             inputs = self._prompts.build(request.prompt)
-            name = self.engine.add_request(request.id, inputs, self._params(request.sampling))
+            name = self.engine.add_request(request.id, inputs, sampling_params(request.sampling, self._bias))
         except Exception as error:  # whatever is wrong with one request must not reach the others
             self.engine.abort_request([request.id])
             return EngineFailure(f"request refused: {error}")
-        # Spelling out each log-prob's token, which nobody reads, would take a quarter of the time of a rollout.
-        processor = self.engine.output_processor.request_states[name].logprobs_processor
-        processor.tokenizer = None  # pyright: ignore[reportOptionalMemberAccess]  (None only for pooling models)
+        spell_no_logprobs(self.engine.output_processor, name)
         self._running.add(request.id)
         return None
 
-    def _params(self, sampling: Sampling) -> SamplingParams:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
 
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=sampling.seed,
-            stop=list(sampling.stop),
-            include_stop_str_in_output=True,
-            detokenize=bool(sampling.stop),  # only stop strings need the text
-            logprobs=0,
-            logit_bias=self._bias,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+def vision_ban(config: Any) -> dict[int, float]:
+    """The bias that keeps a model of this Hugging Face configuration from sampling vision control tokens."""
+    names = (f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end"))
+    tokens = (getattr(config, name, None) for name in names)
+    return {token: BAN for token in tokens if token is not None}
 
-    def _complete(self, output: RequestOutput) -> Outcome:
-        (sample,) = output.outputs
-        if sample.finish_reason not in ("stop", "length"):
-            return EngineFailure(f"vLLM ended the request: {sample.finish_reason}")
-        ids = tuple(sample.token_ids)
-        entries = cast("list[LogprobsOnePosition]", sample.logprobs)  # `_params` asks for them
-        logprobs = tuple(entry[token].logprob for token, entry in zip(ids, entries, strict=True))
-        return Completion(ids, logprobs, sample.finish_reason, self._version)
+
+def sampling_params(sampling: Sampling, bias: dict[int, float]) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed,
+        stop=list(sampling.stop),
+        include_stop_str_in_output=True,
+        detokenize=bool(sampling.stop),  # only stop strings need the text
+        logprobs=0,
+        logit_bias=bias,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def spell_no_logprobs(processor: OutputProcessor, request: str) -> None:
+    """Leave out the text of each log-prob's token: nobody reads it, and it takes a quarter of the time of a rollout."""
+    if state := processor.request_states.get(request):  # else it has ended already
+        state.logprobs_processor.tokenizer = None  # pyright: ignore[reportOptionalMemberAccess]  (of pooling models)
+
+
+def outcome(output: RequestOutput, version: int, switches: tuple[tuple[int, int], ...] = ()) -> Outcome:
+    """What a finished request says; `version` and `switches` as in `Completion`."""
+    (sample,) = output.outputs
+    if sample.finish_reason not in ("stop", "length"):
+        return EngineFailure(f"vLLM ended the request: {sample.finish_reason}")
+    ids = tuple(sample.token_ids)
+    entries = cast("list[LogprobsOnePosition]", sample.logprobs)  # `sampling_params` asks for them
+    logprobs = tuple(entry[token].logprob for token, entry in zip(ids, entries, strict=True))
+    return Completion(ids, logprobs, sample.finish_reason, version, switches)
 
 
 @contextmanager
