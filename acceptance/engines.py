@@ -39,6 +39,7 @@ FAULTS = {
     "model.language_model.layers.0.self_attn.k_proj.weight": "one stale tensor (keys)",
     "model.language_model.embed_tokens.weight": "one stale tensor (embedding)",
 }
+REAL_SERVERS = {"MMSR1_REAL_SERVERS": "1"}
 SLOW_TOOLS = {"median": 2.0, "sigma": 1.0}
 
 
@@ -94,7 +95,9 @@ def servers() -> list[Check]:
     rows = metrics(run, "train")
     consumed = [json.loads(line)["examples"] for line in (run / "consumed.jsonl").read_text().splitlines()]
     failed = sum(row.get("stop_engine_failure", 0.0) for row in rows)
+    tests = _tests("2", "two real servers (tests)", "tests/rollout/engines/test_vllm_server_real.py", env=REAL_SERVERS)
     return [
+        tests,
         holds("2", "all steps completed", [row["step"] for row in rows] == list(range(1, 13)), f"{len(rows)} of 12"),
         holds("2", "examples of every step", all(len(step) == 16 for step in consumed), f"{sum(map(len, consumed))}"),
         at_most("2", "episodes that ended in an engine failure", failed, 0),
@@ -205,8 +208,8 @@ def _benchmark(name: str) -> dict[str, Any]:
     return json.loads(out.stdout.splitlines()[-1])
 
 
-def _tests(line: str, what: str, *arguments: str) -> Check:
-    out, _ = command(sys.executable, "-m", "pytest", "-q", *arguments, check=False)
+def _tests(line: str, what: str, *arguments: str, env: dict[str, str] | None = None) -> Check:
+    out, _ = command(sys.executable, "-m", "pytest", "-q", *arguments, env=env, check=False)
     return holds(line, what, not out.returncode and " passed" in out.stdout, out.stdout.strip().splitlines()[-1])
 
 

@@ -53,6 +53,7 @@ def _vllm_server(config: Config, files: PolicyFiles, weights: Path, rank: int) -
     return VllmServerEngine(
         server.urls,
         weights,
+        dtype=config.model.dtype,
         transfer=server.transfer,  # type: ignore[arg-type]  (checked by the schema)
         pushes=rank == 0,
         max_model_len=rollout.vllm.max_model_len,
