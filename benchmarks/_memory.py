@@ -15,6 +15,11 @@ def peak_above_now_mib(work: Callable[[], object]) -> float:
     return (_kib("/proc/self/status", "VmHWM") - before) / 1024
 
 
+def peak_mib() -> float:
+    """MiB of this process at its largest, from its start until now."""
+    return _kib("/proc/self/status", "VmHWM") / 1024
+
+
 def available_mib() -> float:
     """MiB that new work can take before the machine runs out."""
     return _kib("/proc/meminfo", "MemAvailable") / 1024

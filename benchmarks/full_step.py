@@ -20,15 +20,13 @@ from mmsr1.torchvision_shim import ensure_torchvision
 ensure_torchvision()
 
 import torch  # noqa: E402
-import torch.distributed  # noqa: E402
-from lightning import Callback, Trainer  # noqa: E402
-from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
+from lightning import Callback  # noqa: E402
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
 from benchmarks._episodes import Sizes, groups  # noqa: E402
 from benchmarks._memory import available_mib  # noqa: E402
 from benchmarks._simulation import Peak, Simulated, peak_bytes  # noqa: E402
+from benchmarks._training import fit  # noqa: E402
 from mmsr1.models.buffer import RolloutBuffer  # noqa: E402
 from mmsr1.models.grpo import LossSpec  # noqa: E402
 from mmsr1.models.grpo_module import Encoding, GRPOModule  # noqa: E402
@@ -78,7 +76,8 @@ def measure(size: str | None = None, simulate: bool = True) -> dict[str, Any]:
         state, offload = choose(plan, room, host_bytes=host)
         plan = replace(plan, optimizer_state=state, offload=offload)
     watch = Watch(episodes, on_gpu)
-    _train(_module(setting, plan, on_gpu), watch, on_gpu)
+    steps = [StepPrompts(step, ()) for step in range(2)]
+    fit(_module(setting, plan, on_gpu), steps, watch, on_gpu)
     planned, count = breakdown(plan), sum(len(group.episodes_G) for group in episodes)
     given = Assumptions(H100, 0, tokens=setting.sizes.tokens, sampled=setting.sizes.sampled)
     given = replace(given, image_tokens=int(plan.image_share * given.tokens))
@@ -217,28 +216,6 @@ def _module(setting: Setting, plan: TrainingPlan, on_gpu: bool) -> GRPOModule:
         sharding=Sharding(getattr(torch, plan.dtype), plan.offload),
         max_staleness=1,  # the second step trains on the same episodes
     )
-
-
-def _train(module: GRPOModule, watch: Watch, on_gpu: bool) -> None:
-    """Two steps as train.py would make them, in one process."""
-    steps: Any = [StepPrompts(step, ()) for step in range(2)]  # has the two methods of a map-style Dataset
-    trainer = Trainer(
-        accelerator="cuda" if on_gpu else "cpu",
-        devices=1,
-        strategy=ModelParallelStrategy(1, 1, process_group_backend="nccl" if on_gpu else "gloo"),
-        max_epochs=1,
-        callbacks=[watch],
-        logger=False,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    try:
-        trainer.fit(module, DataLoader(steps, batch_size=None, shuffle=False))
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
 
 def _flat(setting: Setting, episode: Any) -> Any:

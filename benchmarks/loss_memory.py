@@ -1,15 +1,13 @@
 """Peak memory of the loss with a large vocabulary, above the model with its gradients.
 
 One decoder layer, hidden 256, vocabulary 151,936, 4 sequences of 2,048 tokens, float32, forward and backward. Ours
-(packed, chunked head) beside the full logits of the same model and, where TRL is installed, the path of its GRPO
-trainer. Each runs in a process of its own, and once on a few tokens before it is measured: code that is loaded and
+(packed, chunked head) beside the full logits of the same model and the path of TRL's GRPO trainer, in TRL's own
+environment. Each runs in a process of its own, and once on a few tokens before it is measured: code that is loaded and
 kernels that are set up then are no part of the figure.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import _peer
 from benchmarks._memory import available_mib, peak_above_now_mib
 
 SEQUENCES, LENGTH, VOCABULARY, HIDDEN, CHUNK = 4, 2048, 151_936, 256, 256
@@ -27,16 +26,15 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 
 
 def measure() -> dict[str, Any]:
-    """Peaks in MiB; None for TRL where it is not installed, and for full logits where they would not fit.
-
-    `trl_version` says what was measured.
-    """
+    """Peaks in MiB; None for TRL where it cannot be installed, and for full logits where they would not fit."""
     figures: dict[str, Any] = {"tokens": SEQUENCES * LENGTH, "vocabulary": VOCABULARY, "chunk": CHUNK}
     figures["ours_mib"] = _in_a_process("ours")
     figures["full_logits_mib"] = _in_a_process("full_logits") if available_mib() > _full_logits_need() else None
-    installed = importlib.util.find_spec("trl") is not None
-    figures["trl_mib"] = _in_a_process("trl") if installed else None
-    figures["trl_version"] = importlib.metadata.version("trl") if installed else None
+    try:
+        figures |= {"trl_mib": _in_a_process("trl", str(_peer.python())), "trl_version": _peer.TRL}
+    except _peer.PeerError as error:
+        sys.stderr.write(f"{error}\n")
+        figures |= {"trl_mib": None, "trl_version": None}
     return figures
 
 
@@ -45,8 +43,8 @@ def _full_logits_need() -> float:
     return 4 * SEQUENCES * LENGTH * VOCABULARY * 4 / 2**20
 
 
-def _in_a_process(name: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.loss_memory", name]
+def _in_a_process(name: str, python: str = sys.executable) -> float:
+    command = [python, "-m", "benchmarks.loss_memory", name]
     # Its warnings and its errors go where ours go.
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **ALLOCATOR}).stdout
     return json.loads(out.splitlines()[-1])
@@ -176,6 +174,7 @@ def _sequence(ids: Any) -> Any:
         weights=learned.astype(np.float32),
         engine_logprobs=np.zeros(len(ids), dtype=np.float32),
         region=learned.astype(np.int64),
+        versions=learned.astype(np.int64),
         images=(),
     )
 

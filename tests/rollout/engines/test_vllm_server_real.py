@@ -23,7 +23,7 @@ from tests.tiny_model import perturb
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-    pytest.mark.skipif("MMSR1_REAL_SERVERS" not in os.environ, reason="takes minutes: make accept NAME=engines runs it"),
+    pytest.mark.skipif("MMSR1_REAL_SERVERS" not in os.environ, reason="takes minutes: make accept NAME=engines"),
     pytest.mark.timeout(600),
 ]
 TOLERANCE = 1e-4
