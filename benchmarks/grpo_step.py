@@ -3,8 +3,8 @@
 The same random Qwen2.5-VL, questions with a picture each, and as many tokens sampled and trained on in both: every
 rollout takes all the room it has. Both run vLLM inside the training process, float32 on one thread, and train the
 vision tower too. The two take turns step by step after a first one that is not counted; memory is the largest resident
-set of each process. `cpu_seconds` are those of the processor, which a busy machine disturbs less. Left out of ours: what
-a run writes to disk.
+set of each process. `cpu_seconds` are those of the processor, which a busy machine disturbs less. Left out of ours:
+what a run writes to disk.
 """
 
 from __future__ import annotations

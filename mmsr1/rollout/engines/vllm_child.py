@@ -1,20 +1,21 @@
 """What a vLLM in a process of its own needs: an environment while it is started, and an end with its parent.
 
-Imports neither torch nor vLLM: vLLM runs `end_with_parent` (a `vllm.general_plugins` entry point) in all its processes.
+Imports neither torch nor vLLM, which runs `end_with_parent` and `take_signals` as plugins in all its processes.
 """
 
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 PARENT = "MMSR1_VLLM_PARENT"  # its process id, in the environment of the child
+WATCH = "end with parent"
 
 
 @contextmanager
@@ -48,12 +49,23 @@ def child_environment(threads: int, eager: bool) -> Iterator[None]:
 def end_with_parent() -> None:
     """In a child started under `child_environment`: end when the parent does, however that ends.
 
-    vLLM's engine process waits for the next message of a parent that was killed for ever. A Ctrl-C on the terminal
-    reaches parent and child; only the parent knows what should become of it. Told to end, the child skips the seconds
-    that the interpreter would take to tear itself down.
+    vLLM's engine process waits for the next message of a parent that was killed for ever. This is a
+    `vllm.platform_plugins` entry point, because those run first of all; returning None, it provides no platform.
     """
-    parent = multiprocessing.parent_process()
-    if parent is None or os.environ.get(PARENT) != str(parent.pid):
+    parent = int(os.environ.get(PARENT, os.getpid()))
+    if parent != os.getpid():
+        del os.environ[PARENT]  # what this process starts ends with it by vLLM's own means
+        threading.Thread(target=_end_after, args=(parent,), name=WATCH, daemon=True).start()
+
+
+def take_signals() -> None:
+    """In a child started under `child_environment`: leave Ctrl-C to the parent, and end quickly when told to.
+
+    On a terminal Ctrl-C reaches both; only the parent knows what should become of the child. Told to end, the child
+    skips the seconds that the interpreter would take to tear itself down. This is a `vllm.general_plugins` entry
+    point, because those run after vLLM has installed its own handlers.
+    """
+    if all(thread.name != WATCH for thread in threading.enumerate()):
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     shut_down = signal.getsignal(signal.SIGTERM)
@@ -65,8 +77,8 @@ def end_with_parent() -> None:
 
     signal.signal(signal.SIGTERM, terminate)
 
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
 
-    threading.Thread(target=wait, name="end_with_parent", daemon=True).start()
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:  # an orphan is adopted
+        time.sleep(0.5)
+    os._exit(1)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PLUGINS = {"mmsr1_weight_transfer", "mmsr1_end_with_parent", "mmsr1_keep_pixels"}
+PLUGINS = {"mmsr1_weight_transfer", "mmsr1_signals", "mmsr1_keep_pixels"}
 # On a CPU vLLM would start a second process for the worker, to choose its threads; `child_environment` has chosen them.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 

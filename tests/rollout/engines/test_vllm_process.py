@@ -8,17 +8,13 @@ import asyncio
 import copy
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from mmsr1.rollout.engines.base import Completion, Engine, EngineFailure, TokenPrompt
-from mmsr1.rollout.engines.vllm_child import child_environment
 from mmsr1.rollout.engines.vllm_process import VllmProcessEngine
 from mmsr1.types import Picture
 from tests.rollout.engines.talks import Tiny, conversations, picture, question, sampling, save_tiny
@@ -329,47 +325,3 @@ def test_a_child_that_is_killed_during_a_sync_fails_whatever_waits(untied, keepi
     assert loop.run(main()) == [EngineFailure("the engine process ended (exit code -9)")] * 3
     with pytest.raises(RuntimeError, match="the engine process ended"):
         loop.run(keeping.load_weights(untied.model.named_parameters(), 5))
-
-
-# The child's life, without vLLM.
-
-PARENT = """
-import multiprocessing, os, signal, sys, time
-from mmsr1.rollout.engines.vllm_child import child_environment, end_with_parent
-
-def child():
-    end_with_parent()
-    print(os.getpid(), flush=True)
-    time.sleep(300)
-
-if __name__ == "__main__":
-    with child_environment(threads=1, eager=True):
-        multiprocessing.get_context("spawn").Process(target=child).start()
-    time.sleep(300)
-"""
-
-
-def test_a_killed_parent_takes_its_child_along(tmp_path):
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
-    pid = int(parent.stdout.readline())
-    os.kill(pid, signal.SIGINT)  # for the parent to decide
-    time.sleep(0.1)
-    assert Path(f"/proc/{pid}").exists()
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not Path(f"/proc/{pid}").exists()
-
-
-def test_the_environment_of_the_child_is_not_left_to_the_parent(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    before = dict(os.environ)
-    with child_environment(threads=2, eager=True):
-        assert os.environ["OMP_NUM_THREADS"] == "2" and os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
-        os.environ["LD_PRELOAD"] = "as vLLM does"
-    assert dict(os.environ) == before
