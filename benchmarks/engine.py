@@ -3,11 +3,13 @@ event loop against one call with everything known beforehand.
 
 The same prompts with a picture each, the same seeds and the same settings, no tools and one turn; the random policy, of
 which every turn has all tokens it may have, and the shipped one, which ends its turns itself. `LLM.generate` is given
-decoded pictures and vLLM's own caches. Each in its own process; the two take turns, with fresh questions every time.
+token ids and opened pictures, and has vLLM's own caches. Each in its own process, without a second one for the engine;
+the two take turns, with fresh questions every time.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from PIL import Image
 
 from benchmarks._policy import questions, read_policy, write_policy
 from benchmarks._process import ROOT, Channel, Part
@@ -27,7 +30,7 @@ from mmsr1.rollout.engines.base import request_seed
 from mmsr1.rollout.protocol import STOP_STRINGS
 from mmsr1.types import Example
 
-PROMPTS, ROLLOUTS, REPEATS = 16, 8, 9
+PROMPTS, ROLLOUTS, REPEATS = 16, 8, 15
 SHIPPED = ROOT / "mmsr1" / "models" / "starting_policy"
 # As our engine has it: no child process, and no compilation of a helper at the first log-prob.
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -94,7 +97,7 @@ class Vllm:
         from vllm import LLM
 
         files = read_policy(Path(task["policy"]))
-        self.renderer, self.task, self.pixels = make_renderer(files), task, files.patches.fitted
+        self.renderer, self.task = make_renderer(files), task
         config = files.model.config
         vision = (
             config.image_token_id,
@@ -130,7 +133,7 @@ class Vllm:
     def _prompt(self, example: Example) -> Any:
         ids = [token for segment in self.renderer.first(example) for token in segment.token_ids]
         (picture,) = example.images
-        return {"prompt_token_ids": ids, "multi_modal_data": {"image": self.pixels(picture)}}
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": Image.open(io.BytesIO(picture.data))}}
 
     def _sampling(self, seed: int) -> Any:
         from vllm import SamplingParams
