@@ -4,3 +4,20 @@ import os
 
 # Read once, when torch is loaded, which no plugin does before this file is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+
+
+@pytest.fixture(autouse=True)
+def own_rendezvous():
+    """Lightning leaves the address of a process group in the environment, where the children of a later test find a
+    port that is taken."""
+    before = {name: os.environ.get(name) for name in RENDEZVOUS}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -154,6 +154,7 @@ BAD = [
     ("rollout.deterministic=true rollout.oversample=0.5", "rollout.oversample=0.5", "give 0"),
     ("rollout.deterministic=true algorithm.all_equal=refill", "algorithm.all_equal=refill", "give drop"),
     ("rollout.keep_running=true", "rollout.keep_running=True", "vllm_process"),
+    ("rollout.engine=vllm_process rollout.deterministic=true", "rollout.deterministic=True", "give false"),
     ("rollout.sleep=true rollout.overlap=1", "rollout.sleep=True", "give false"),
     ("rollout.engine=vllm_server", "rollout.server.urls=[]", "name the machines"),
     ("rollout.server.urls=[node7:8000]", "rollout.server.urls=node7:8000", "http://"),

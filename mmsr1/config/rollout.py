@@ -115,6 +115,9 @@ class RolloutConfig:
         check(enough, "rollout.max_staleness", self.max_staleness, remedy)
         key, remedy = "rollout.oversample", "rollout.deterministic=true takes prompts in their order; give 0"
         check(not (self.deterministic and self.oversample), key, self.oversample, remedy)
+        repeats = not self.deterministic or self.engine in ("vllm", "transformers")
+        remedy = f"rollout.engine={self.engine} does not repeat bit by bit; give false"
+        check(repeats, "rollout.deterministic", self.deterministic, remedy)
         partial = not self.keep_running or self.engine == "vllm_process"
         check(partial, "rollout.keep_running", self.keep_running, "only rollout.engine=vllm_process can; give false")
         idle = not self.sleep or not least

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
-from mmsr1.models.step_memory import BYTES, TrainingPlan, batch_bytes, moments
+from mmsr1.models.step_memory import BYTES, Engine, TrainingPlan, batch_bytes, moments
 
 GIB = 2**30
 
@@ -53,7 +53,8 @@ def breakdown(plan: TrainingPlan) -> MemoryBreakdown:
     # The reference's embedding and head stay gathered: as the outermost group they are not sharded again.
     rooted = shape.root * BYTES[plan.dtype] * (copied and plan.sharded)
     on_gpu = 0 if plan.offload else 1
-    peak = max(moments(plan), key=lambda moment: moment.total)
+    peak = max(moments(plan), key=lambda moment: moment.total(plan.slack))
+    engine = Engine() if plan.engine.sleeps and not peak.engine else plan.engine
     return MemoryBreakdown(
         weights=weights * on_gpu,
         gradients=gradients * on_gpu,
@@ -63,10 +64,10 @@ def breakdown(plan: TrainingPlan) -> MemoryBreakdown:
         gathered=peak.gathered,
         activations=peak.activations,
         logits=peak.logits,
-        engine_weights=plan.engine.weights,
-        kv_cache=plan.engine.cache,
-        engine_workspace=plan.engine.workspace,
-        overhead=plan.overhead + plan.slack * peak.total,
+        engine_weights=engine.weights,
+        kv_cache=engine.cache,
+        engine_workspace=engine.workspace,
+        overhead=plan.overhead + plan.slack * peak.trainer,
         peak=peak.name,
         host=(weights + gradients + states + reference) * (1 - on_gpu),
     )
@@ -76,10 +77,9 @@ def by_moment(plan: TrainingPlan) -> dict[str, float]:
     """Bytes on the GPU in all at each kind of moment of a step."""
     found: dict[str, float] = {}
     for moment in moments(plan):
-        found[moment.name] = max(moment.total, found.get(moment.name, 0))
-    need = breakdown(plan)
-    always = need.total - max(found.values()) * (1 + plan.slack)
-    return {name: always + size * (1 + plan.slack) for name, size in found.items()}
+        found[moment.name] = max(moment.total(plan.slack), found.get(moment.name, 0))
+    always = breakdown(plan).total - max(found.values())
+    return {name: always + size for name, size in found.items()}
 
 
 def choose(
@@ -154,6 +154,8 @@ def _knobs(plan: TrainingPlan) -> Iterator[tuple[str, TrainingPlan]]:
     if episode > 2048:
         changed = replace(plan, episode_tokens=episode, token_budget=min(plan.token_budget, episode))
         yield f"rollout.episode_tokens={episode} algorithm.token_budget={changed.token_budget}", changed
+    if plan.engine.total and not plan.engine.sleeps:
+        yield "rollout.sleep=true", replace(plan, engine=replace(plan.engine, sleeps=True))
     if not plan.offload:
         yield "trainer.offload=true", replace(plan, offload=True)
     for ranks in (2 * plan.ranks, 4 * plan.ranks, 8 * plan.ranks):

@@ -141,12 +141,19 @@ def shape_of(model: ModelConfig) -> PolicyShape:
 
 
 def engine_of(shape: PolicyShape, model: ModelConfig, rollout: RolloutConfig, limit: float | None) -> Engine:
-    """vLLM's part of the memory: a cache of kv_cache_gib, or what its share of the GPU leaves for one.
+    """The engine's part of the memory: for vLLM a cache of kv_cache_gib, or what its share of the GPU leaves for one.
 
-    Raises ConfigError if not one episode of the greatest length would find a place in it.
+    `rollout=transformers` keeps the keys and values of its `max_batch` rows; servers have machines of their own. Raises
+    ConfigError if not one episode of the greatest length would find a place in vLLM's cache.
     """
     vllm, width = rollout.vllm, BYTES[model.dtype]
+    if rollout.engine == "vllm_server":
+        return Engine()
     weights = width * shape.parameters
+    if rollout.engine == "transformers":
+        rows = rollout.transformers.max_batch
+        cache = rows * shape.cache_bytes(width) * rollout.episode_tokens
+        return Engine(weights, cache, 4 * rows * shape.vocabulary, sleeps=rollout.sleep)
     # The widest layer for all tokens of a step, and the logits of every sequence in float32 with their sorted copy.
     layer = width * vllm.max_num_batched_tokens * (4 * shape.hidden + 3 * shape.intermediate)
     workspace = layer + 8 * vllm.max_num_seqs * shape.vocabulary
@@ -158,9 +165,9 @@ def engine_of(shape: PolicyShape, model: ModelConfig, rollout: RolloutConfig, li
         key, value = "rollout.vllm.extra.gpu_memory_utilization", vllm.extra.get("gpu_memory_utilization", UTILIZATION)
         cache, enough = value * limit - weights - workspace, (weights + workspace + least) / limit
     else:
-        return Engine(weights, least, workspace, least)
+        return Engine(weights, least, workspace, least, rollout.sleep)
     check(cache >= least, key, value, f"one episode of rollout.vllm.max_model_len takes at least {enough:.2f}")
-    return Engine(weights, cache, workspace, least)
+    return Engine(weights, cache, workspace, least, rollout.sleep)
 
 
 def gpu_bytes(trainer: TrainerConfig) -> float | None:
@@ -188,9 +195,9 @@ LABELS = {
     "gathered": "gathered layers, their gradients, buffers",
     "activations": "activations at the peak",
     "logits": "one chunk of logits",
-    "engine_weights": "vLLM: weights",
-    "kv_cache": "vLLM: key/value cache",
-    "engine_workspace": "vLLM: forward pass",
+    "engine_weights": "engine: weights",
+    "kv_cache": "engine: key/value cache",
+    "engine_workspace": "engine: forward pass",
     "overhead": "libraries and allocator",
 }
 

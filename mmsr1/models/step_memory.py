@@ -20,15 +20,21 @@ OPTIMIZER_COPIES = 6  # float32 copies of one parameter that LowMemoryAdamW make
 
 @dataclass(frozen=True)
 class Engine:
-    """Bytes that vLLM holds beside the trainer: weights, key/value cache, and what a forward pass takes.
+    """Bytes that the engine holds beside the trainer: weights, key/value cache, and what a forward pass takes.
 
-    `least_cache` is what one sequence of the greatest length takes.
+    `least_cache` is what one sequence of the greatest length takes. One that `sleeps` holds nothing while the trainer
+    works.
     """
 
     weights: float = 0
     cache: float = 0
     workspace: float = 0
     least_cache: float = 0
+    sleeps: bool = False
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.cache + self.workspace
 
 
 @dataclass(frozen=True)
@@ -94,17 +100,24 @@ class TrainingPlan:
 class Moment:
     """Bytes that are there at one moment of a step beside what is always there.
 
-    `gathered`: whole layers with their gradients and the buffers to and from the other ranks.
+    `gathered`: whole layers with their gradients and the buffers to and from the other ranks. `engine`: what an engine
+    that sleeps at all other moments holds at this one.
     """
 
     name: str
     gathered: float
     activations: float
     logits: float = 0
+    engine: float = 0
 
     @property
-    def total(self) -> float:
+    def trainer(self) -> float:
+        """What torch's allocator is asked for."""
         return self.gathered + self.activations + self.logits
+
+    def total(self, slack: float) -> float:
+        """With the share by which that allocator exceeds it."""
+        return self.trainer * (1 + slack) + self.engine
 
 
 def batch_bytes(plan: TrainingPlan) -> float:
@@ -122,6 +135,8 @@ def moments(plan: TrainingPlan) -> Iterator[Moment]:
             yield _vision_block(plan, behind)
     yield _end_of_backward(plan)
     yield _optimizer_step(plan)
+    if plan.engine.sleeps:
+        yield Moment("sampling", 0, 0, engine=plan.engine.total)
 
 
 def _head(plan: TrainingPlan) -> Moment:

@@ -215,6 +215,18 @@ def test_what_saves_memory_never_costs_any(ranks: int, tokens: int, lora: int, f
     assert max(by_moment(plan).values()) == pytest.approx(need)
 
 
+def test_an_engine_that_sleeps_is_there_when_it_samples_and_not_while_the_trainer_works() -> None:
+    plan = replace(PLAN, engine=Engine(2 * GIB, GIB, GIB / 2, GIB))
+    beside, asleep = breakdown(plan), breakdown(replace(plan, engine=replace(plan.engine, sleeps=True)))
+    assert asleep.peak == beside.peak and asleep.total == beside.total - 3.5 * GIB and not asleep.engine_weights
+    larger = replace(PLAN, engine=Engine(16 * GIB, 60 * GIB, 2 * GIB, GIB, sleeps=True))
+    at = by_moment(larger)
+    assert breakdown(larger).peak == "sampling" and breakdown(larger).kv_cache == 60 * GIB
+    assert at["sampling"] == breakdown(larger).total > max(size for name, size in at.items() if name != "sampling")
+    trainer = beside.weights + beside.gradients + beside.optimizer_states + beside.micro_batches
+    assert at["sampling"] == pytest.approx(trainer + 78 * GIB)
+
+
 def test_the_first_choice_that_fits_is_taken() -> None:
     needs = {
         (state, away): breakdown(replace(PLAN, optimizer_state=state, offload=away)).total

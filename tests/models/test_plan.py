@@ -16,6 +16,7 @@ from mmsr1.config import Config, ConfigError, register
 from mmsr1.models import plan
 from mmsr1.models.memory import GIB, breakdown
 from mmsr1.models.plan import STARTING_POLICY, assumptions, composed, main, plan_of, settle, settled
+from mmsr1.models.step_memory import Engine
 from mmsr1.models.step_time import step_time, training_flops
 
 SCALE = "scale=8xh100"
@@ -120,6 +121,16 @@ def test_the_hub_cache_comes_before_what_is_recorded(tmp_path: Path, monkeypatch
     cached.write_text(json.dumps(raw))
     monkeypatch.setattr(plan, "try_to_load_from_cache", lambda path, file: str(cached))
     assert plan_of(*composed([SCALE])).shape.layers == 7
+
+
+def test_the_engine_is_the_one_that_is_chosen() -> None:
+    def engine(*overrides: str) -> Engine:
+        return plan_of(*composed([SCALE, *overrides])).engine
+
+    assert engine("rollout.engine=vllm_server", "rollout.server.urls=[http://node7:8000]") == Engine()
+    few, many = (engine("rollout.engine=transformers", f"rollout.transformers.max_batch={rows}") for rows in (8, 32))
+    assert many.cache == 4 * few.cache > 0 and many.weights == few.weights == engine().weights
+    assert engine("rollout.sleep=true").sleeps and not engine().sleeps
 
 
 def configuration(*overrides: str) -> Config:
