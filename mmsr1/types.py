@@ -124,7 +124,11 @@ class ToolItem:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What came back: `cost_usd` is what a fresh call costs, `cached` says whether it was paid this time."""
+    """What came back: `cost_usd` is what a fresh call costs, `paid_usd` what this one did.
+
+    `cached` says that no back end was asked. Not `complete` is a result that lacks something because infrastructure
+    failed (a page that could not be read): it is shown to the model, but never kept for others.
+    """
 
     status: ToolStatus
     items: tuple[ToolItem, ...] = ()
@@ -132,6 +136,8 @@ class ToolResult:
     latency_s: float = 0.0
     cached: bool = False
     detail: str = ""
+    paid_usd: float = 0.0
+    complete: bool = True
 
 
 @dataclass(frozen=True)

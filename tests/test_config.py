@@ -33,7 +33,13 @@ OPTIONS = [
     for file in sorted(folder.glob("*.yaml"))
 ]
 # What some options cannot do without.
-FILES = ("data.train_path=train.parquet", "data.val_path=val.parquet", "rollout.server.urls=[http://node7:8000]")
+FILES = (
+    "data.train_path=train.parquet",
+    "data.val_path=val.parquet",
+    "rollout.server.urls=[http://node7:8000]",
+    "tools.text_search.url=http://node9:8000",
+    "tools.summarizer.url=http://node9:8001",
+)
 
 
 def composed(*overrides: str, conf: Path = CONF) -> Config:

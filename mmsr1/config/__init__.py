@@ -15,15 +15,19 @@ from omegaconf import MISSING
 from mmsr1.config.algorithm import AlgorithmConfig, GrpoConfig, SftConfig
 from mmsr1.config.checks import ConfigError, at_least, check, one_of, positive
 from mmsr1.config.rollout import RolloutConfig, ServerConfig, TransformersConfig, VllmConfig
+from mmsr1.config.tools import BudgetConfig, FaultsConfig, PartConfig, ToolsConfig
 
 __all__ = [
     "AlgorithmConfig",
+    "BudgetConfig",
     "Config",
     "ConfigError",
     "DataConfig",
+    "FaultsConfig",
     "GrpoConfig",
     "LoggerConfig",
     "ModelConfig",
+    "PartConfig",
     "RewardsConfig",
     "RolloutConfig",
     "ServerConfig",
@@ -74,22 +78,6 @@ class ModelConfig:
             self.hidden,
             "must be a multiple of 128 (4 heads as vLLM takes them)",
         )
-
-
-@dataclass
-class ToolsConfig:
-    """Local search: how many results come back, how many image hits carry a thumbnail, where answers are cached."""
-
-    image_results: int = MISSING
-    thumbnails: int = MISSING
-    thumbnail_edge: int = MISSING
-    text_results: int = MISSING
-    cache_dir: str = MISSING
-
-    def __post_init__(self) -> None:
-        positive("tools", self, "image_results", "text_results", "thumbnail_edge")
-        fits = 0 <= self.thumbnails <= self.image_results
-        check(fits, "tools.thumbnails", self.thumbnails, "must be between 0 and tools.image_results")
 
 
 @dataclass
@@ -218,6 +206,7 @@ class Config:
     model: ModelConfig = MISSING
     rollout: RolloutConfig = MISSING
     tools: ToolsConfig = MISSING
+    faults: FaultsConfig = MISSING
     rewards: RewardsConfig = MISSING
     data: DataConfig = MISSING
     algorithm: Any = MISSING
@@ -242,6 +231,7 @@ def register() -> None:
         "model": ModelConfig,
         "rollout": RolloutConfig,
         "tools": ToolsConfig,
+        "faults": FaultsConfig,
         "rewards": RewardsConfig,
         "data": DataConfig,
         "trainer": TrainerConfig,

@@ -61,6 +61,9 @@ class ServerConfig:
 class RolloutConfig:
     """How episodes are sampled. Token limits count the expanded image tokens.
 
+    `on_tool_failure` and `on_over_budget` (of the run, `tools.budget`): `tell` reports it to the model and goes on,
+    `stop` ends the episode, which is then not trained on. `crops` lets the model search by a part of the image.
+
     `overlap` 1 rolls out a step while the one before it trains; `oversample` is the share of groups that are on their
     way beyond what a step takes; `max_staleness` null is the least that these two need. `keep_running` lets turns go on
     over a weight sync, `sleep` frees the engine's GPU memory while the trainer works.
@@ -74,6 +77,8 @@ class RolloutConfig:
     image_searches: int = MISSING
     text_searches: int = MISSING
     on_tool_failure: str = MISSING
+    on_over_budget: str = MISSING
+    crops: bool = MISSING
     temperature: float = MISSING
     top_p: float = MISSING
     deterministic: bool = MISSING
@@ -91,6 +96,7 @@ class RolloutConfig:
         one_of("rollout.engine", self.engine, *ENGINES)
         self._check_order()
         one_of("rollout.on_tool_failure", self.on_tool_failure, "stop", "tell")
+        one_of("rollout.on_over_budget", self.on_over_budget, "stop", "tell")
         positive("rollout", self, "turns", "turn_tokens")
         at_least(0, "rollout", self, "image_searches", "text_searches")
         check(self.temperature >= 0, "rollout.temperature", self.temperature, "must be 0 (greedy) or more")

@@ -1,7 +1,10 @@
-"""What a search tool is, and the guard that turns its failures into data.
+"""What a search tool is, and what the parts are that it is made of.
 
-A back end and whatever wraps it (today the cache) have the same shape, so layers are put together by plain calls and
-each is tested alone.
+Three shapes, so that layers are put together by plain calls and each is tested alone:
+
+    Backend   asks the outside once: returns an `Answer` or raises `CallFailed`
+    Part      whatever is wrapped around it (retries, budget, cache): returns an `Outcome`, raises nothing
+    Tool      what an episode calls: a part, or several of them, that returns a `ToolResult`
 """
 
 from __future__ import annotations
@@ -10,14 +13,97 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
-from mmsr1.types import Picture, ToolName, ToolResult
+from mmsr1.types import Picture, ToolName, ToolResult, ToolStatus
 
 logger = logging.getLogger(__name__)
 
 QueryT = TypeVar("QueryT", str, Picture, contravariant=True)
+Q = TypeVar("Q", contravariant=True)
+V = TypeVar("V")
+
+Cause = Literal["transient", "throttled", "exhausted", "refused", "blocked", "broken", "invalid"]
+AGAIN: tuple[Cause, ...] = ("transient", "throttled", "broken")  # causes after which the same call may succeed
+
+
+class CallFailed(Exception):
+    """Why a back end gave no answer; `detail` is one line, fit for a log, without secrets or queries.
+
+    transient   time-out, lost connection, 5xx
+    throttled   too many calls at a time; `retry_after_s` is what the back end asked to wait, if it said
+    exhausted   the account has no calls or credits left
+    refused     the key is missing, wrong or not allowed to do this
+    blocked     a page behind a reader refuses to be read (CAPTCHA, 403): another page may not
+    broken      an answer that is none: truncated, of wrong types, too large
+    invalid     the back end does not accept the query: whoever wrote it is at fault, not the infrastructure
+    """
+
+    def __init__(self, cause: Cause, detail: str, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause, self.detail, self.retry_after_s = cause, detail, retry_after_s
+
+
+@dataclass(frozen=True)
+class Answer(Generic[V]):
+    """What a back end said, and what that cost; `value` None: it looked and found nothing."""
+
+    value: V | None
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[V]):
+    """What came of a call to a part; `value` is there exactly if `status` is ok.
+
+    `cost_usd` is what a fresh call costs, `paid_usd` what this one did; `cached`: no back end was asked.
+    """
+
+    status: ToolStatus
+    value: V | None = None
+    cost_usd: float = 0.0
+    paid_usd: float = 0.0
+    cached: bool = False
+    detail: str = ""
+
+
+class Backend(Protocol[Q, V]):
+    """One provider of one thing. `name` is its name in tables, logs and the ledger (`serpapi_lens`).
+
+    `backend` is everything besides the query that decides the answer, parser version included: part of the cache key,
+    so without secrets. `price_usd` is the most that one call can cost.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def price_usd(self) -> float: ...
+
+    async def ask(self, query: Q) -> Answer[V]:
+        """Ask once. Raises CallFailed, and nothing else but `asyncio.CancelledError`."""
+        ...
+
+
+class Part(Protocol[Q, V]):
+    """A back end with something around it; fields as those of `Backend`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def price_usd(self) -> float: ...
+
+    async def __call__(self, query: Q) -> Outcome[V]:
+        """Whatever goes wrong is a status. Raises nothing but `asyncio.CancelledError`."""
+        ...
 
 
 @runtime_checkable
