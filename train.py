@@ -46,7 +46,7 @@ def main(config: Config, output: Path) -> None:
     remedy = "must be trainer.devices x trainer.num_nodes, which is the number of processes started"
     check(started_count() == wanted, "processes", started_count(), remedy)
     prepare_process(config.trainer.threads)
-    from mmsr1.assembly import resume_point
+    from mmsr1.assembly import check_tools, resume_point
     from mmsr1.processes import interrupt_on_sigterm
     from mmsr1.run_directory import RunDirectory
 
@@ -56,6 +56,7 @@ def main(config: Config, output: Path) -> None:
         _lead(config, run, start)
         return
     try:  # the first one writes, and says what is wrong; this one takes its share of the work
+        check_tools(config, output)
         train(config, run, start)
     except ConfigError:
         sys.exit(2)
@@ -68,6 +69,7 @@ def _lead(config: Config, run: RunDirectory, start: Start) -> None:
     from filelock import FileLock, Timeout
     from omegaconf import OmegaConf
 
+    from mmsr1.assembly import check_tools
     from mmsr1.processes import lost_another
     from mmsr1.run_directory import git_commit, versions, write_whole
 
@@ -79,12 +81,18 @@ def _lead(config: Config, run: RunDirectory, start: Start) -> None:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise ConfigError(f"resume={run.path}: a process is still at work there") from error
+    try:
+        check_tools(config, run.path)
+    except ConfigError:  # what an earlier process wrote of this run stays as it is
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+        raise
     file = run.path / "config.yaml"
     settings, before = OmegaConf.to_yaml(replace(config, resume=None)), file.read_bytes() if config.resume else None
     run.start(" ".join(["python", *sys.argv]), config.seed, settings, versions(), commit)
-    status, cause = "failed", None
+    status, cause, reason = "failed", None, None
     try:
-        status = train(config, run, start)
+        status, reason = train(config, run, start)
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
     except BaseException as failure:
@@ -95,14 +103,15 @@ def _lead(config: Config, run: RunDirectory, start: Start) -> None:
             raise
         cause = f"another process of this run is gone ({cause})"
     finally:
-        run.finish(status, time.perf_counter() - started, cause)  # type: ignore[arg-type]
+        run.finish(status, time.perf_counter() - started, cause, reason)  # type: ignore[arg-type]
         _report(run)
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
     if status != "finished":
-        again = f"python train.py resume={run.path}"
-        sys.stderr.write(f"{cause or 'interrupted'}; what was written so far is in {run.path}; go on with {again}\n")
-        sys.exit(130 if status == "interrupted" else 1)
+        again, what = f"python train.py resume={run.path}", cause or reason or "interrupted"
+        sys.stderr.write(f"{what}; what was written so far is in {run.path}; go on with {again}\n")
+        if reason is None:  # otherwise it ended as its configuration says
+            sys.exit(130 if status == "interrupted" else 1)
 
 
 def _launch(config: Config, output: Path) -> None:
@@ -116,6 +125,10 @@ def _launch(config: Config, output: Path) -> None:
         from mmsr1.assembly import resume_point
 
         resume_point(config, output)
+    if config.tools.asks_the_web:
+        from mmsr1.assembly import check_tools
+
+        check_tools(config, output)
     restore_environment()
     again = [argument for argument in sys.argv if not argument.startswith("hydra.run.dir=")]
     status, cause = launch(config.trainer.devices, [*again, f'hydra.run.dir="{output}"'])
@@ -126,8 +139,9 @@ def _launch(config: Config, output: Path) -> None:
     sys.exit(status)
 
 
-def train(config: Config, run: RunDirectory, start: Start) -> str:
-    """The skeleton: data, policy, tools, engine, module, trainer; then the summary. Returns the final status."""
+def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | None]:
+    """The skeleton: data, policy, tools, engine, module, trainer; then the summary. Returns the final status, and why
+    the run ended before its last step, if it chose to."""
     import torch
     from lightning import seed_everything
 
@@ -152,7 +166,7 @@ def train(config: Config, run: RunDirectory, start: Start) -> str:
         if start.checkpoint is not None and start.done == config.trainer.max_steps:
             if first:  # killed between its last checkpoint and its end
                 assembly.complete(config, run, files, record, start.checkpoint)
-            return "finished"
+            return "finished", None
         module, buffer, prompts, data = _algorithm(config, files, examples, start.done)
         callback = assembly.rollout_callback(
             config,
@@ -168,18 +182,21 @@ def train(config: Config, run: RunDirectory, start: Start) -> str:
             if start.checkpoint is not None:  # before anything slow is started
                 check_model(start.checkpoint, module.policy)
             trainer.fit(module, data)
-            if first:
+            if first and record.stopped is None:
                 export_dtype = getattr(torch, config.model.export_dtype)
                 assembly.save_policy(run.path / "policy", files, callback.weights, export_dtype)
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
         except SystemExit:  # how Lightning leaves after Ctrl-C
-            return "interrupted"
+            return "interrupted", None
         finally:
             if first:
                 run.write_summary(assembly.summary(record, len(skipped), time.perf_counter() - started))
+    progress.searches(assembly.tool_table(record))
+    if record.stopped is not None:
+        return "interrupted", record.stopped
     progress.closing(record.initial, record.final, str(run.path))
-    return "finished"
+    return "finished", None
 
 
 def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> tuple[PolicyModule, Any, Any, Any]:

@@ -31,7 +31,7 @@ USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ConfigError)
 # What a checkpoint was made with; another value would train something else in its place.
 _FIXED = {f"model.{name}" for name in ("path", "lora_rank", "lora_alpha", "freeze_vision", "hidden", "layers")}
 _FIXED |= {"algorithm.kind", "algorithm.prompts_per_step", "data.mixture", "data.train_path", "data.train_size"}
-_FIXED |= {"data.kind", "data.root", "algorithm.all_equal"}
+_FIXED |= {"data.kind", "data.root", "algorithm.all_equal", "algorithm.group_size"}
 _FIXED |= {f"rollout.{name}" for name in ("overlap", "oversample", "max_staleness")}
 _FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0")  # as the user set it; `run_command` sets it for Hydra
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}

@@ -28,5 +28,5 @@ def prepare_process(threads: int) -> None:
     ensure_torchvision()  # torchmetrics, which Lightning imports, imports torchvision
     import lightning  # noqa: F401  (importing it sets the levels that are changed here)
 
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -69,14 +69,20 @@ class RunDirectory:
             },
         )
 
-    def finish(self, status: FinalStatus, wall_seconds: float, error: str | None = None) -> None:
-        """Record how the run ended; `error` is one line for people. Raises FileNotFoundError if it never started."""
+    def finish(
+        self, status: FinalStatus, wall_seconds: float, error: str | None = None, reason: str | None = None
+    ) -> None:
+        """Record how the run ended; `error` is one line for people, `reason` why it ended on purpose before its last
+        step. Raises FileNotFoundError if it never started.
+        """
         run = self.read_run()
         if not run:
             raise FileNotFoundError(f"{self.path / 'run.json'} is missing: call start() before finish()")
         run |= {"status": status, "wall_seconds": wall_seconds}
         if error is not None:
             run["error"] = error
+        if reason is not None:
+            run["reason"] = reason
         self._write_json("run.json", run)
 
     def read_run(self) -> dict[str, Any]:
@@ -181,6 +187,7 @@ def episode_record(
 
     `advantage` is None where none was computed (validation); `trained` is False for an episode kept from the loss.
     """
+    crops = any(made.call.box is not None for made in episode.calls)
     said = {
         "example_id": example.id,
         "question": example.question,
@@ -191,7 +198,7 @@ def episode_record(
         "images": example.images,
         "rollout": episode.rollout,
         "turns": episode.turns,
-        "actions": [action_name(parse_turn(turn)) for turn in episode.turns],
+        "actions": [action_name(parse_turn(turn, crops)) for turn in episode.turns],
         "calls": [{"turn": made.turn} | _plain(made.call) | _plain(made.result) for made in episode.calls],
         "segments": episode.segments,
         "stop": episode.stop,

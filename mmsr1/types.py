@@ -106,10 +106,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A search the policy asked for; the query of an image search is the digest of the picture."""
+    """A search the policy asked for; the query of an image search is the digest of the picture.
+
+    `box` is the part of the image that it named (left, top, right, bottom in pixels of the image as the model sees
+    it), None for the whole image; the picture searched by is then that part.
+    """
 
     tool: ToolName
     query: str
+    box: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,13 @@ def test_help_answers_without_anything_heavy(tmp_path: Path) -> None:
     assert "grpo_no_penalty" in outcome.out and "8xh100" in outcome.out and list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_key_of_a_service_is_told_before_the_run_begins(tmp_path: Path) -> None:
+    outcome = train(tmp_path, "model=tiny", "tools=web", "tools.summarizer.url=http://localhost:1")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "tools.image_search.key_env=SERPAPI_API_KEY: this environment variable is not set" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_composed_configuration_can_be_shown(tmp_path: Path) -> None:
     outcome = train(tmp_path, "+experiment=grpo_balanced", "--cfg", "job")
     assert outcome.status == 0 and outcome.heavy == [] and "mixture: balanced" in outcome.out
@@ -195,8 +202,9 @@ def test_a_mistake_in_an_experiment_file_is_told_with_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "+experiment=mine"])
-    for folder in ("algorithm", "data", "logger", "model", "rewards", "rollout", "scale", "tools", "trainer", "hydra"):
-        (tmp_path / folder).symlink_to(ROOT / "conf" / folder)
+    for folder in (ROOT / "conf").iterdir():
+        if folder.is_dir() and folder.name != "experiment":
+            (tmp_path / folder.name).symlink_to(folder)
     (tmp_path / "config.yaml").symlink_to(ROOT / "conf" / "config.yaml")
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\nname: mine\n\n{text}")

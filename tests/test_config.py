@@ -287,3 +287,80 @@ def test_a_missing_option_in_an_experiment_file_is_named(with_experiment: Any) -
 def test_a_new_experiment_file_needs_only_its_difference(with_experiment: Any) -> None:
     config = with_experiment("rewards: {search_penalty: 0.5}")
     assert config.rewards.search_penalty == 0.5 and config.algorithm == composed().algorithm
+
+
+# What cannot be asked of tools, budgets and faults.
+BAD_TOOLS = [
+    ("tools.text_search.provider=bing", "tools.text_search.provider=bing", "serpapi, serper, brave, tavily, searxng"),
+    ("tools.image_search.provider=brave", "tools.image_search.provider=brave", "local, serpapi, serper, retrieve"),
+    ("tools.reader.provider=lynx", "tools.reader.provider=lynx", "none, jina, local"),
+    ("tools.summarizer.provider=openai", "tools.summarizer.url=None", "say where openai runs"),
+    ("tools.text_search.provider=searxng", "tools.text_search.url=None", "say where searxng runs"),
+    ("tools.text_search.url=localhost:80", "tools.text_search.url=localhost:80", "http://"),
+    ("tools.text_search.key_env=sk-123abc", "tools.text_search.key_env=***", "name of an environment variable"),
+    ("tools.text_search.price_usd=-1", "tools.text_search.price_usd=-1.0", "0 or more"),
+    ("tools.text_search.rate_per_s=0", "tools.text_search.rate_per_s=0.0", "positive"),
+    ("tools.text_search.attempts=0", "tools.text_search.attempts=0", "positive"),
+    ("tools.image_search.provider=serper", "tools.image_url=None", "{digest}"),
+    (
+        "tools.image_search.provider=serpapi",
+        "tools.thumbnail_hosts=[]",
+        "tools.thumbnails=0",
+    ),
+    ("tools.image_url=https://h.example/i.png", "tools.image_url=https://h.example/i.png", "{digest}"),
+    (
+        "tools.summarizer.provider=openai tools.summarizer.url=http://h:1",
+        "tools.summarizer.provider=openai",
+        "tools.reader.provider",
+    ),
+    ("tools.pages_tried=0", "tools.pages_tried=0", "positive"),
+    ("tools.reader.provider=jina tools.pages_tried=4", "tools.pages_tried=4", "tools.text_results"),
+    ("tools.budget.when_spent=ask", "tools.budget.when_spent=ask", "stop, tell"),
+    ("tools.budget.usd_per_run=-0.1", "tools.budget.usd_per_run=-0.1", "0 or more, or null"),
+    ("tools.budget.calls_per_day=-1", "tools.budget.calls_per_day=-1", "0 or more, or null"),
+    ("faults.share=1.5", "faults.share=1.5", "between 0 and 1"),
+    ("faults.outage=[reader]", "faults.outage=reader", "image_search, text_search"),
+    ("faults.attempts=0", "faults.attempts=0", "positive"),
+    ("rollout.on_over_budget=ignore", "rollout.on_over_budget=ignore", "stop, tell"),
+]
+
+
+@pytest.mark.parametrize(("override", "named", "remedy"), BAD_TOOLS, ids=[override for override, *_ in BAD_TOOLS])
+def test_tools_that_make_no_sense_are_told_with_key_value_and_remedy(override: str, named: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(override)
+    message = str(caught.value)
+    assert message.startswith(f"{named}: ") and remedy in message and "\n" not in message
+    assert "sk-123abc" not in message
+
+
+def test_whole_stacks_are_selected_by_name_and_parts_are_swapped() -> None:
+    def names(config: Config) -> tuple[str, ...]:
+        tools = config.tools
+        return tuple(part.provider for part in (tools.image_search, tools.text_search, tools.reader, tools.summarizer))
+
+    assert names(composed()) == ("local", "local", "none", "none")
+    assert names(shipped("tools=web")) == ("serpapi", "serpapi", "jina", "openai")
+    assert names(shipped("tools=retrieve")) == ("retrieve", "retrieve", "none", "none")
+    swapped = shipped("tools=web", "tools.text_search.provider=brave", "tools.reader.provider=local")
+    assert names(swapped) == ("serpapi", "brave", "local", "openai")
+
+
+def test_a_search_by_address_needs_to_know_where_the_pictures_are() -> None:
+    by_address = ("tools=web", "+tools.image_search.options.by=url")
+    with pytest.raises(Exception, match="tools.image_url=None: must say where"):
+        shipped(*by_address)
+    config = shipped(*by_address, "tools.image_url='https://host.example/{digest}.png'")
+    assert config.tools.image_search.options == {"by": "url"}
+
+
+def test_the_web_stack_says_nothing_of_keys_but_their_variables() -> None:
+    text = OmegaConf.to_yaml(shipped("tools=web", "tools.text_search.key_env=MY_KEY"))
+    assert "key_env: MY_KEY" in text and "api_key" not in text
+
+
+def test_faults_come_in_three_sizes() -> None:
+    assert not composed().faults.any
+    rehearsal, outage = shipped("faults=rehearsal").faults, shipped("faults=outage").faults
+    assert rehearsal.any and rehearsal.share == 0.3 and not rehearsal.outage
+    assert outage.any and outage.outage == ["image_search"] and not outage.share

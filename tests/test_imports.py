@@ -28,7 +28,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mmsr1.evaluation": (*STAGES, "mmsr1.evaluation"),
     "mmsr1.report": (*STAGES, "mmsr1.evaluation", "mmsr1.report"),
 }
-ENTRY_POINTS = ("train", "evaluate", "ask", "mmsr1.assembly", "mmsr1.cli", "mmsr1.models.export", "mmsr1.models.plan")
+ENTRY_POINTS = (
+    "train",
+    "evaluate",
+    "ask",
+    "mmsr1.assembly",
+    "mmsr1.cli",
+    "mmsr1.models.export",
+    "mmsr1.models.plan",
+    "mmsr1.tools.check",
+)
 
 
 def covers(name: str, module: str) -> bool:

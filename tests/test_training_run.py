@@ -226,6 +226,10 @@ def test_the_summary_compares_the_first_validation_with_the_last(finished):
             assert summary[which][name] == row[name]
     assert summary["tool_calls"] == summary["cache_hits"] + summary["backend_calls"] > 0
     assert summary["cost_usd"] == summary["cost_usd_uncached"] == 0
+    tools = summary["tools"]
+    assert sum(tools[name]["calls"] for name in ("image_search", "text_search")) == summary["tool_calls"]
+    assert all(0 <= row["latency_s"]["p50"] <= row["latency_s"]["p99"] for row in tools.values())
+    assert "uncached" in finished.stderr and "image_search" in finished.stderr.replace(" ", "_")
 
 
 def test_episodes_are_recorded_with_their_pictures(finished):

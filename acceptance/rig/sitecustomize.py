@@ -6,6 +6,7 @@ MMSR1_RIG is a JSON object with any of
     replay   a folder to take the rollouts from, instead of asking an engine
     kill     {"at": a place, "count": n, "rank": r}: SIGKILL when rank r comes by for the n-th time
     price    US dollars that a text search is said to cost
+    loopback true: thumbnails and pages may be fetched from this machine, where a local server plays the web
     delay    {"median": seconds, "sigma": s}: every search takes so long, log-normal, a draw for each
 Modules of the product are patched right after their import; nothing is imported that the command would not import.
 """
@@ -67,10 +68,12 @@ def _keep_rollouts(module: ModuleType, folder: Path, replay: bool) -> None:
     async def recorded(prompt: Any, split: str) -> Any:
         return pickle.loads(file(prompt, split).read_bytes())
 
-    def launch(worker: Any, prompts: Any, size: int, sampling: Any, split: str, on_episode: Any) -> Any:
+    def launch(
+        worker: Any, prompts: Any, size: int, sampling: Any, split: str, on_episode: Any, limits: Any = None
+    ) -> Any:
         if replay:
             return [asyncio.get_running_loop().create_task(recorded(prompt, split)) for prompt in prompts]
-        tasks = original(worker, prompts, size, sampling, split, on_episode)
+        tasks = original(worker, prompts, size, sampling, split, on_episode, limits)
         for prompt, task in zip(prompts, tasks, strict=True):
             keep = file(prompt, split)
             task.add_done_callback(lambda done, keep=keep: keep.write_bytes(pickle.dumps(done.result())))
@@ -88,10 +91,21 @@ def _patch(module: ModuleType) -> None:
     for mode in ("record", "replay"):
         if mode in RIG and name == "mmsr1.rollout.worker":
             _keep_rollouts(module, Path(RIG[mode]), mode == "replay")
+    if "loopback" in RIG and name == "mmsr1.tools.fetch":
+        _open_loopback(module.SafeFetch)
     if "delay" in RIG and name == "mmsr1.tools.cache":
         _slow_down(module.CachedTool, **RIG["delay"])
     if "price" in RIG and name == "mmsr1.tools.text_search.local":
         _cost(module.LocalTextSearch, RIG["price"])
+
+
+def _open_loopback(fetch: Any) -> None:
+    make = fetch.__init__
+
+    def opened(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **{"allow": lambda address, port: address == "127.0.0.1", **kwargs})
+
+    fetch.__init__ = opened
 
 
 def _slow_down(tool: Any, median: float, sigma: float) -> None:

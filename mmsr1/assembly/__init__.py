@@ -21,23 +21,23 @@ from mmsr1.assembly.policy import (
     starting_weights,
 )
 from mmsr1.assembly.rollout import (
-    ledger_folder,
     max_staleness,
     reward_spec,
     rollout_callback,
     rollout_worker,
     sampling,
-    search_tools,
-    tool_counts,
 )
-from mmsr1.assembly.run import Start, complete, resume_point, run_record, summary
+from mmsr1.assembly.run import Start, complete, resume_point, run_record, summary, tool_table
+from mmsr1.assembly.tools import SearchTools, check_tools, ledger_folder, search_tools
 from mmsr1.assembly.warmup import WarmupData
 from mmsr1.models.loading import save_policy
 
 __all__ = [
+    "SearchTools",
     "Start",
     "WarmupData",
     "base_policy",
+    "check_tools",
     "complete",
     "correction_spec",
     "emblem_store",
@@ -63,7 +63,7 @@ __all__ = [
     "skipped_rows",
     "starting_weights",
     "summary",
-    "tool_counts",
+    "tool_table",
     "training_examples",
     "world_spec",
 ]

@@ -61,9 +61,12 @@ def skipped_rows(bad: Sequence[BadRow]) -> Iterator[str]:
 
 def remarks(config: Config, found: Sequence[Example]) -> Iterator[str]:
     """What a user should know of this configuration before its run."""
-    data = config.data
+    data, tools = config.data, config.tools
     if data.kind == "fvqa":
-        yield "tools: both searches look into the built-in emblem world, which knows nothing of other data"
+        local = [name for name in ("image_search", "text_search") if getattr(tools, name).provider == "local"]
+        if local:
+            which = "both searches look" if len(local) == 2 else f"{local[0]} looks"
+            yield f"tools: {which} into the built-in emblem world, which knows nothing of other data"
         if mixture(config, found) != data.mixture:
             yield f"data.mixture={data.mixture}: no row says whether it needs a search, so rows are drawn as they come"
         if not data.val_path:

@@ -57,7 +57,7 @@ def renderer(config: Config, files: PolicyFiles) -> Renderer:
         prompts = load_prompts(config.rollout.prompts)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return Renderer(files.tokenizer, prompts, files.patches.tokens)
+    return Renderer(files.tokenizer, prompts, files.patches.tokens, seen_size=files.patches.size)
 
 
 def sharding(config: Config) -> Sharding:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from mmsr1.assembly.data import emblem_store
 from mmsr1.assembly.engines import engine
 from mmsr1.assembly.policy import renderer
+from mmsr1.assembly.tools import SearchTools, search_tools
 from mmsr1.config import Config
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.loading import PolicyFiles
@@ -22,45 +21,21 @@ from mmsr1.rollout.record import RunRecord
 from mmsr1.rollout.stream import StreamSpec
 from mmsr1.rollout.supply import SupplySpec
 from mmsr1.rollout.worker import RolloutWorker
-from mmsr1.tools.cache import CachedTool
-from mmsr1.tools.image_search.local import LocalImageSearch
-from mmsr1.tools.ledger import Ledger
-from mmsr1.tools.store import Store
-from mmsr1.tools.text_search.local import LocalTextSearch
 from mmsr1.types import Example
-
-
-def search_tools(config: Config, ledger: Ledger) -> dict[Any, CachedTool[Any]]:
-    """Local image and text search behind the disk cache; what they ask is written down in `ledger`."""
-    store, tools = emblem_store(config), config.tools
-    cache = Store(Path(tools.cache_dir))
-    found = (
-        LocalImageSearch(store.image_index, tools.image_results, tools.thumbnails),
-        LocalTextSearch(store.text_index, tools.text_results),
-    )
-    return {tool.name: CachedTool(tool, cache, ledger=ledger) for tool in found}
-
-
-def tool_counts(tools: Mapping[Any, CachedTool[Any]]) -> dict[str, int]:
-    """Totals over all tools since they were made."""
-    counters = [tool.counters for tool in tools.values()]
-    return {name: sum(getattr(c, name) for c in counters) for name in ("calls", "hits", "backend_calls")}
-
-
-def ledger_folder(run: Path) -> Path:
-    return run / "ledger"
 
 
 def rollout_worker(config: Config, files: PolicyFiles, weights: Path, run: Path, rank: int) -> RolloutWorker:
     """Engine, tools and renderer on their own thread. The engine starts from the folder `weights`."""
-    rollout = config.rollout
-    tools = search_tools(config, Ledger(ledger_folder(run), f"rank{rank}"))
+    rollout, trainer = config.rollout, config.trainer
+    tools = search_tools(config, run, rank, trainer.devices * trainer.num_nodes)
     limits = Limits(
         turns=rollout.turns,
         turn_tokens=rollout.turn_tokens,
         episode_tokens=rollout.episode_tokens,
         searches={"image_search": rollout.image_searches, "text_search": rollout.text_searches},
         on_tool_failure=rollout.on_tool_failure,  # type: ignore[arg-type]  (checked by the schema)
+        on_over_budget=rollout.on_over_budget,  # type: ignore[arg-type]
+        crops=rollout.crops,
     )
     return RolloutWorker(
         engine(config, files, weights, rank),
@@ -69,6 +44,7 @@ def rollout_worker(config: Config, files: PolicyFiles, weights: Path, run: Path,
         limits,
         seed=config.seed,
         deterministic=rollout.deterministic,
+        on_close=tools.aclose,
     )
 
 
@@ -78,7 +54,7 @@ def sampling(config: Config) -> Sampling:
 
 
 def reward_spec(config: Config) -> RewardSpec:
-    return RewardSpec(**asdict(config.rewards))  # type: ignore[arg-type]
+    return RewardSpec(**asdict(config.rewards), crops=config.rollout.crops)  # type: ignore[arg-type]
 
 
 def rollout_plan(config: Config) -> RolloutPlan:
@@ -126,6 +102,7 @@ def rollout_callback(
         rollout_plan(config),
         schedule=Schedule(trainer.max_steps, trainer.val_every, trainer.checkpoint_every, trainer.keep_last),
         record=record,
-        tool_counts=tool_counts,
+        tool_rows=SearchTools.rows,  # type: ignore[arg-type]  (the worker holds the tools as they were made)
+        spent=SearchTools.spent,  # type: ignore[arg-type]
         resume=resume,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mmsr1.assembly.rollout import ledger_folder
+from mmsr1.assembly.tools import ledger_folder
 from mmsr1.config import Config, ConfigError, check
 from mmsr1.evaluation import scorecard
 from mmsr1.models import checkpoint
@@ -16,6 +16,7 @@ from mmsr1.models.loading import PolicyFiles, save_policy
 from mmsr1.models.policy import Policy
 from mmsr1.rollout.record import Progress, RunRecord
 from mmsr1.run_directory import RunDirectory
+from mmsr1.tools import meter
 from mmsr1.tools.ledger import read_totals
 
 
@@ -72,8 +73,20 @@ def summary(record: RunRecord, skipped: int, seconds: float) -> dict[str, Any]:
         "backend_calls": calls,
         "cost_usd": spent,
         "cost_usd_uncached": record.cost_usd_uncached,
+        "tools": tool_table(record),
         "skipped_rows": skipped,
     }
+
+
+def tool_table(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """What each tool and part did in the whole run, on all ranks; latencies in seconds."""
+    return {name: _tool_figures(row) for name, row in record.tools.items()}
+
+
+def _tool_figures(row: meter.Row) -> dict[str, Any]:
+    sums = {key: value for key, value in row.items() if not key.startswith("latency")}
+    latency = {"mean": meter.mean(row), "p50": meter.quantile(row, 0.5), "p99": meter.quantile(row, 0.99)}
+    return {**sums, "latency_s": latency}
 
 
 def complete(config: Config, run: RunDirectory, files: PolicyFiles, record: RunRecord, last: Path) -> None:

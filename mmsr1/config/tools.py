@@ -113,8 +113,24 @@ class ToolsConfig:
         self.summarizer.check_as("summarizer", SUMMARIZERS)
         read = self.summarizer.provider == "none" or self.reader.provider != "none"
         check(read, "tools.summarizer.provider", self.summarizer.provider, "needs pages: set tools.reader.provider too")
-        shown = self.image_url is None or "{digest}" in self.image_url
-        check(shown, "tools.image_url", self.image_url, "must contain {digest}")
+        self._check_web()
+
+    @property
+    def asks_the_web(self) -> bool:
+        """Whether anything beyond this machine's own indexes is asked."""
+        return {self.image_search.provider, self.text_search.provider} != {"local"}
+
+    def _check_web(self) -> None:
+        """What a pipeline over services needs."""
+        tried = self.reader.provider == "none" or self.pages_tried >= self.text_results
+        check(tried, "tools.pages_tried", self.pages_tried, "must be at least tools.text_results")
+        by_address = self.image_search.provider == "serper" or self.image_search.options.get("by") == "url"
+        shown = self.image_url is None and not by_address or "{digest}" in (self.image_url or "")
+        remedy = "must say where the pictures of the data can be fetched, with {digest} for the name"
+        check(shown, "tools.image_url", self.image_url, remedy)
+        fetched = self.image_search.provider not in ("local", "retrieve") and self.thumbnails > 0
+        remedy = "name the hosts that may be asked for thumbnails, or give tools.thumbnails=0"
+        check(not fetched or bool(self.thumbnail_hosts), "tools.thumbnail_hosts", self.thumbnail_hosts, remedy)
 
 
 @dataclass

@@ -7,13 +7,14 @@ trainer's log-probs equal the engine's up to a limit, reported by where the toke
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmsr1.models.packing import REGIONS, FlatSequence, PatchSource
@@ -81,11 +82,13 @@ class GapMeter:
     """Collects |trainer - engine| log-prob differences (nats) of one step, by region of the conversation.
 
     `version` names the trainer's weights: tokens that others sampled differ for that reason, too, and no limit on the
-    gap can hold for them. None takes all tokens for fresh.
+    gap can hold for them. None takes all tokens for fresh. Where all rollouts run ahead no trained token is fresh;
+    probes, sampled only for this, stand in (`add_probe`).
     """
 
     def __init__(self, version: int | None = None) -> None:
         self._version = version
+        self._probes: list[Float[Tensor, "N"]] = []
         self._gaps: list[Float[Tensor, "N"]] = []
         self._regions: list[Tensor] = []
         self._fresh: list[Tensor] = []
@@ -94,21 +97,27 @@ class GapMeter:
         mask = batch.loss_mask_T
         self._gaps.append((logprobs_T - batch.engine_logprobs_T)[mask].abs().float().cpu())
         self._regions.append(batch.region_T[mask].cpu())
-        versions = batch.versions_T[mask].cpu()
-        self._fresh.append(torch.ones_like(versions).bool() if self._version is None else versions == self._version)
+        self._fresh.append(self._is_fresh(batch.versions_T[mask].cpu()))
+
+    def add_probe(self, batch: Batch, logprobs_T: Float[Tensor, "T"]) -> None:
+        """Fresh tokens that are not trained on: they count among the fresh ones alone."""
+        mask = batch.loss_mask_T & self._is_fresh(batch.versions_T)
+        self._probes.append((logprobs_T - batch.engine_logprobs_T)[mask].abs().float().cpu())
+
+    def _is_fresh(self, versions: Int[Tensor, "N"]) -> Bool[Tensor, "N"]:
+        return torch.ones_like(versions).bool() if self._version is None else versions == self._version
 
     def read(self, ranks: Ranks) -> Mapping[str, float]:
-        """Mean and maximum over all tokens of all ranks, by region (_before_image, ...), and where some tokens are
-        stale also over the others (_fresh); nothing for what has no token. A collective.
+        """Mean and maximum over all tokens of all ranks, by region (_before_image, ...), and over those alone that
+        the trainer's own weights sampled (_fresh); nothing for what has no token. A collective.
         """
         gap = torch.cat([torch.empty(0), *self._gaps])
         region = torch.cat([torch.empty(0, dtype=torch.int64), *self._regions])
         fresh = torch.cat([torch.empty(0, dtype=torch.bool), *self._fresh])
-        parts = ranks.gather((gap, region, fresh))
-        gap, region, fresh = (torch.cat([part[i] for part in parts]) for i in range(3))
+        parts = ranks.gather((gap, region, fresh, torch.cat([torch.empty(0), *self._probes])))
+        gap, region, fresh, probed = (torch.cat([part[i] for part in parts]) for i in range(4))
         kinds = {"": gap, **{f"_{name}": gap[region == number] for number, name in enumerate(REGIONS)}}
-        if not fresh.all():
-            kinds["_fresh"] = gap[fresh]
+        kinds["_fresh"] = torch.cat([gap[fresh], probed])
         found = {}
         for name, values in kinds.items():
             if len(values):
@@ -120,9 +129,11 @@ class GapMeter:
 
 
 def check_gap(figures: Mapping[str, float], limit: float | None) -> None:
-    """Raises ContractError if the largest gap of a fresh token exceeds `limit` (nats); None only reports."""
-    stale = "staleness_max" in figures and figures["staleness_max"] > 0
-    largest = figures.get("logprob_gap_max_fresh" if stale else "logprob_gap_max", 0.0)
+    """Raises ContractError if the largest gap of a fresh token exceeds `limit` (nats), or if any gap, of a stale token
+    too, is no number; None only reports."""
+    largest = figures.get("logprob_gap_max_fresh", 0.0)
+    if not math.isfinite(figures.get("logprob_gap_max", 0.0)):
+        largest = math.nan
     if limit is not None and not largest <= limit:  # NaN too
         raise ContractError(
             f"log-probs of engine and trainer differ by up to {largest:.2g} nats, limit {limit:g} "

@@ -64,10 +64,11 @@ def correct(
     masked_T = torch.zeros_like(mask_T)
     if spec.mask_above is not None:
         masked_T = mask_T & ~(log_ratio_T.abs() <= spec.mask_above)  # a NaN is beyond any limit
+        log_ratio_T = log_ratio_T.masked_fill(masked_T, 0.0)
     if spec.level == "sequence":
-        log_ratio_T = _sequence_mean(log_ratio_T, mask_T, sequence_ids_T)
+        log_ratio_T = _sequence_mean(log_ratio_T, mask_T & ~masked_T, sequence_ids_T)
     ratio_T = log_ratio_T.exp() if spec.level != "off" else torch.ones_like(log_ratio_T)
-    truncated_T = mask_T & (ratio_T > spec.cap)
+    truncated_T = mask_T & ~masked_T & (ratio_T > spec.cap)
     return Correction(ratio_T.clamp(max=spec.cap).masked_fill(masked_T, 0.0), truncated_T, masked_T)
 
 

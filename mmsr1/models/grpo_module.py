@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmsr1.models.grpo import LossSpec, MiniBatchSize, policy_loss
 from mmsr1.models.lora import has_adapters, without_adapters
 from mmsr1.models.module import FLOAT32, OptimSpec, PolicyModule, Sharding
 from mmsr1.models.packing import FlatSequence, PatchSource, blank_sequence, flatten, pack
-from mmsr1.models.plan_step import MiniBatchPlan, Work, plan_step
+from mmsr1.models.plan_step import MiniBatchPlan, plan_step
 from mmsr1.models.policy import Policy
 from mmsr1.models.ranks import padded
 from mmsr1.types import Batch, Episode, LossOutput, StepPrompts
@@ -74,7 +74,7 @@ class GRPOModule(PolicyModule):
                 reference.to(self.device)
 
     def training_step(self, prompts: StepPrompts, index: int) -> None:
-        groups = self.buffer.take(prompts.step)
+        groups, probes = self.buffer.take(prompts.step)
         plans = plan_step(
             groups,
             self.mini_batches,
@@ -86,6 +86,7 @@ class GRPOModule(PolicyModule):
         )
         ages = check_staleness(groups, prompts.step, self.max_staleness)
         gap, weights = GapMeter(version=prompts.step), CorrectionMeter()
+        self._compare(probes, gap)
         minis = [[self._with_old(batch, gap, weights) for batch in self._batches(plan)] for plan in plans]
         gaps = {**ages, **gap.read(self.ranks)}
         check_gap(gaps, self.gap_limit)
@@ -126,16 +127,16 @@ class GRPOModule(PolicyModule):
     def _batches(self, plan: MiniBatchPlan) -> list[Batch]:
         """This rank's micro-batches of one optimiser step, checked and packed; blank ones where others have more."""
         packed = [
-            pack([self._lay_out(one) for one in part], self.encoding.patches, [one.advantage for one in part])
+            pack([self._lay_out(one.episode) for one in part], self.encoding.patches, [one.advantage for one in part])
             for part in plan.micro_batches
         ]
         return padded(packed, plan.count, self._blank)
 
-    def _lay_out(self, work: Work) -> FlatSequence:
+    def _lay_out(self, episode: Episode) -> FlatSequence:
         encoding = self.encoding
-        flat = flatten(work.episode.segments, encoding.patches, encoding.image_token, encoding.merge)
+        flat = flatten(episode.segments, encoding.patches, encoding.image_token, encoding.merge)
         backbone = self.policy.model.model
-        check_sequence(work.episode, flat, encoding.patches, backbone, encoding.control_ids, encoding.merge)
+        check_sequence(episode, flat, encoding.patches, backbone, encoding.control_ids, encoding.merge)
         return flat
 
     def _blank(self) -> Batch:
@@ -146,6 +147,15 @@ class GRPOModule(PolicyModule):
         grids = [self.encoding.patches(picture)[1] for picture in images]
         tokens = sum(t * h * w // self.encoding.merge**2 for t, h, w in grids)
         return sum(len(segment.token_ids) for segment in episode.segments) - len(images) + tokens
+
+    @torch.no_grad()
+    def _compare(self, probes: Sequence[Episode], gap: GapMeter) -> None:
+        """What the engine said of its probes beside what the policy says now. All ranks compute equally often."""
+        count = max(self.ranks.gather(len(probes)))
+        batches = [pack([self._lay_out(probe)], self.encoding.patches, [0.0]) for probe in probes]
+        for batch in padded(batches, count, self._blank):
+            here = batch.to(self.device)
+            gap.add_probe(here, self.policy(here).logprobs_T)
 
     @torch.no_grad()
     def _with_old(self, batch: Batch, gap: GapMeter, weights: CorrectionMeter) -> Batch:

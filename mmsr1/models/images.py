@@ -30,6 +30,7 @@ class ImageFeatures:
         self._processor = processor
         self._decode = decode
         self._merge = int(processor.merge_size) ** 2
+        self._patch = int(processor.patch_size)
         self._room = capacity_bytes
         self._cache: OrderedDict[str, tuple[Float[Tensor, "P D"], tuple[int, int, int]]] = OrderedDict()
 
@@ -64,3 +65,8 @@ class ImageFeatures:
         """How many tokens the picture takes in the language model."""
         t, h, w = self(picture)[1]
         return t * h * w // self._merge
+
+    def size(self, picture: Picture) -> tuple[int, int]:
+        """Width and height in pixels at which the model sees the picture."""
+        _, h, w = self(picture)[1]
+        return w * self._patch, h * self._patch

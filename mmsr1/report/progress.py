@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+
+from mmsr1.report.searches import HEADINGS, search_rows
 
 _SECONDS = ("rollout", "train", "sync", "validation")
 _LINES = 50
@@ -88,6 +90,16 @@ class RunProgress:
                 table.add_row(label, _with_interval(first, key), _with_interval(last, key))
         self.console.print(table)
         self.say(f"run: {where}\nreport: {where}/report.html")
+
+    def searches(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
+        """What searching took and cost; nothing if nobody searched."""
+        rows = search_rows(tools)
+        if not rows:
+            return
+        table = Table("search", *(Column(heading, justify="right") for heading in HEADINGS[1:]))
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
 
     def _refresh(self) -> None:
         self._shown = time.monotonic()

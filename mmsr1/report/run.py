@@ -23,6 +23,7 @@ from mmsr1.report.curves import draw_panels
 from mmsr1.report.film import Film, build_film, clip, read_validation
 from mmsr1.report.outcomes import OKABE_ITO, OUTCOMES, Outcome
 from mmsr1.report.pictures import data_uris
+from mmsr1.report.searches import HEADINGS, search_rows
 from mmsr1.report.trajectories import choose_samples, sample_pictures
 from mmsr1.run_directory import RunDirectory, write_whole
 
@@ -63,7 +64,7 @@ def _render(directory: RunDirectory, run: dict[str, Any]) -> str:
     film = build_film(validation)
     samples = choose_samples(validation)
     film_pictures = [cell.picture for cell in film.cells if cell.picture] if film else []
-    script = (_TEMPLATES / "film.js").read_text()
+    script, summary = (_TEMPLATES / "film.js").read_text(), directory.read_summary()
     config = directory.path / "config.yaml"
     # Autoescape everywhere, whatever the file is called: what is not escaped is marked so below, and is ours.
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
@@ -72,7 +73,9 @@ def _render(directory: RunDirectory, run: dict[str, Any]) -> str:
         name=directory.path.name,
         experiment=directory.path.parent.name,
         run=run,
-        summary=directory.read_summary(),
+        summary=summary,
+        searches=search_rows(summary.get("tools", {})),
+        search_headings=HEADINGS,
         config=config.read_text() if config.exists() else "",
         table=closing_table(directory),
         film=film,

@@ -54,7 +54,7 @@ def read_trace(line: str | bytes) -> Trace:
 
 def rescore(trace: Trace, spec: RewardSpec) -> dict[str, Any]:
     """The scored trace; `actions` and `queries` have one entry per round, the query null where there is none."""
-    actions = [parse_turn(turn) for turn in trace.turns]
+    actions = [parse_turn(turn, spec.crops) for turn in trace.turns]
     reward, parts = apply_rule(trace.turns, trace.ground_truth, trace.aliases, spec)
     return {
         "data_id": trace.data_id,

@@ -25,6 +25,7 @@ class RewardSpec:
     `format_weight` is a, the share of the format; `search_penalty` is what a correct answer loses for searching, once
     (`per_question`) or for each call (`per_call`: (1 - penalty) ^ calls). `match` is exact or whole-word substring,
     `aliases` says whether they count as truths. Over the first `penalty_warmup_steps` the penalty grows from 0.
+    `crops`: an image search may name a part of the image (`Limits.crops`); without, such a call is malformed.
     Raises ValueError for a value out of range.
     """
 
@@ -34,6 +35,7 @@ class RewardSpec:
     aliases: bool = True
     penalty_mode: PenaltyMode = "per_question"
     penalty_warmup_steps: int = 0
+    crops: bool = False
 
     def __post_init__(self) -> None:
         for key in ("format_weight", "search_penalty"):
@@ -71,11 +73,11 @@ def apply_rule(
     tag only mentioned in the reasoning is none).
     """
     said = final_answer(turns)
-    calls = len(searches(turns))
+    calls = len(searches(turns, spec.crops))
     matches = exact_match if spec.match == "em" else substring_match
     accepted = (answer, *aliases) if spec.aliases else (answer,)
     accuracy = float(said is not None and matches(said, accepted))
-    well_formed = format_score(turns)
+    well_formed = format_score(turns, spec.crops)
     penalty = penalty_factor(calls, spec, step) if accuracy else 1.0
     parts = {
         "accuracy": accuracy,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from mmsr1.models.ranks import Ranks
 from mmsr1.rewards.advantage import Normalise, make_group
 from mmsr1.rewards.reward import RewardSpec, score
 from mmsr1.rollout.engines.base import Sampling
-from mmsr1.rollout.record import RunRecord
+from mmsr1.rollout.record import RunRecord, ToolRows
 from mmsr1.rollout.supply import GroupSupply, SupplySpec
 from mmsr1.rollout.worker import RolloutWorker, first_rollouts
 from mmsr1.run_directory import RunDirectory
@@ -32,6 +32,8 @@ from mmsr1.types import INFRASTRUCTURE_STOPS, Episode, Example, Group
 ensure_torchvision()
 
 from lightning import Callback, LightningModule, Trainer  # noqa: E402  (torchmetrics imports torchvision)
+
+PROBES, PROBE_TOKENS = 4, 32  # of each process at a step: enough to see that something is out of step
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class RolloutPlan:
 class RolloutCallback(Callback):
     """Owns rollout worker and reward. `prompts` are the examples of a step (0-based), `buffer` takes its groups.
 
-    `make_worker` starts engine and tools for a run folder and rank, `tool_counts` reads their counters. `resume` is the
-    checkpoint to go on from.
+    `make_worker` starts engine and tools for a run folder and rank. `tool_rows` reads the tools' figures, `spent` says
+    in one line why nothing is left to pay them with, if the run is to end then. `resume` is the checkpoint to go on
+    from.
     """
 
     def __init__(
@@ -76,14 +79,15 @@ class RolloutCallback(Callback):
         plan: RolloutPlan,
         schedule: Schedule,
         record: RunRecord,
-        tool_counts: Callable[[Mapping[Any, Any]], Mapping[str, int]],
+        tool_rows: Callable[[Mapping[Any, Any]], ToolRows],
+        spent: Callable[[Mapping[Any, Any]], str | None] = lambda tools: None,
         resume: Path | None = None,
     ) -> None:
         self.make_worker, self.buffer = make_worker, buffer
         self.prompts, self.validation = prompts, validation
         self.plan, self.schedule = plan, schedule
         self.supply: GroupSupply | None = None
-        self.record, self.tool_counts, self.resume = record, tool_counts, resume
+        self.record, self.tool_rows, self.spent, self.resume = record, tool_rows, spent, resume
         self.weights: dict[str, Tensor] = {}
         self._seconds: dict[str, float] = {}
         self._step_start = self._train_start = 0.0
@@ -112,6 +116,7 @@ class RolloutCallback(Callback):
             self._sync(module, version=0)
             self.supply = self._make_supply(0, [])
             self._validate(0)
+            self._mind_budget(trainer, 0)
             return
         state = module.restore(self.resume)
         self.record.take_up(state["step"], state["record"])
@@ -143,7 +148,7 @@ class RolloutCallback(Callback):
         self._step_start = time.perf_counter()
         if self.supply is not None and self.buffer is not None:
             self._groups = self._next_groups(self.supply, batch.step)
-            self.buffer.put(batch.step, self._groups)
+            self.buffer.put(batch.step, self._groups, self._probes(batch.step))
             if self.plan.overlap and batch.step + 1 < self.schedule.steps:
                 self.supply.begin(batch.step + 1, version=batch.step)
             elif self.plan.sleep:
@@ -163,14 +168,24 @@ class RolloutCallback(Callback):
             figures["seconds_sync"] = self._sync(module, step)
         figures["seconds_step"] = time.perf_counter() - self._step_start
         self._log_step(module, step, figures)
-        if validates:
+        stops = self._mind_budget(trainer, step)
+        if validates and not stops:  # what a policy does that may not search says nothing
             self._validate(step)
-        self._checkpoint(module, step, validates)
+        self._checkpoint(module, step, validates and not stops, stops)
+
+    def _mind_budget(self, trainer: Trainer, step: int) -> bool:
+        """Whether the run ends here, because there is nothing left to pay searches with. A collective."""
+        told = [line for line in self.ranks.gather(self.spent(self.worker.tools)) if line]
+        if not told or step == self.schedule.steps:
+            return False
+        self.record.stopped = told[0]
+        trainer.should_stop = True
+        return True
 
     def _log_step(self, module: Any, step: int, seconds: Mapping[str, float]) -> None:
         figures = {**module.figures, **seconds}
         if self.buffer is not None:  # calls and hits: what a second run over the same cache may change
-            counted = self.record.count_calls(self.tool_counts(self.worker.tools))
+            counted = self.record.count_calls(self.tool_rows(self.worker.tools))
             figures |= {f"cache_{name}": value for name, value in counted.items()}
         self.record.training(step, self._groups, figures)
         self._seconds = {}
@@ -182,6 +197,18 @@ class RolloutCallback(Callback):
         groups, self._seconds["seconds_rollout"] = supply.finish(step, version=step)
         self._seconds["seconds_waited"] = time.perf_counter() - start
         return self._checked(groups, "train", step + 1)
+
+    def _probes(self, step: int) -> tuple[Episode, ...]:
+        """Short first turns about questions of this step, where its own episodes may all be stale: the engine has the
+        trainer's weights now, and has encoded these pictures under earlier ones. They are compared, never trained on.
+        """
+        supply = self.plan.supply
+        if supply is None or not supply.stream.max_staleness:
+            return ()
+        asked = self.ranks.mine([group.example for group in self._groups])[:PROBES]
+        limits = replace(self.worker.limits, turns=1, turn_tokens=min(PROBE_TOKENS, self.worker.limits.turn_tokens))
+        rolled = self.worker.rollout(asked, 1, self.plan.sampling, "probe", step + 1, limits=limits)
+        return tuple(episode for (episode,) in rolled if episode.stop != "engine_failure" and episode.sampled_tokens)
 
     def _roll_out(self, examples: Sequence[Example], split: str, step: int) -> tuple[Group, ...]:
         """One episode of each example, judged: each rank its share, and all ranks get all groups."""
@@ -218,20 +245,20 @@ class RolloutCallback(Callback):
         start = time.perf_counter()
         groups = self._roll_out(self.validation, "val", step)
         self.record.validation(step, groups, time.perf_counter() - start)
-        self.record.count_calls(self.tool_counts(self.worker.tools))
+        self.record.count_calls(self.tool_rows(self.worker.tools))
 
     def _sync(self, module: Any, version: int) -> float:
         start = time.perf_counter()
         self.worker.load_weights(module.full_weights(), version)
         return time.perf_counter() - start
 
-    def _checkpoint(self, module: Any, step: int, validated: bool) -> None:
+    def _checkpoint(self, module: Any, step: int, validated: bool, stops: bool = False) -> None:
         """After the sync, so that a resumed run starts from weights that the engine has had."""
         reward = self.record.final["reward"] if validated else None
         improved = reward is not None and (self.record.best is None or reward > self.record.best)
         if improved:
             self.record.best = reward
-        if improved or step % self.schedule.checkpoint_every == 0 or step == self.schedule.steps:
+        if improved or stops or step % self.schedule.checkpoint_every == 0 or step == self.schedule.steps:
             folder = self.record.run.path / "checkpoints"
             under_way = self.supply.state() if self.supply is not None else b""
             module.write_checkpoint(folder, step, {"reward": reward, "record": self.record.state()}, under_way)

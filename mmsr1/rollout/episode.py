@@ -6,11 +6,13 @@ goes wrong ends up in `Episode.stop` or in the status of a call, never in an exc
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from mmsr1.rollout.crop import crop
 from mmsr1.rollout.engines.base import Engine, EngineFailure, Sampling, TokenPrompt, request_seed
 from mmsr1.rollout.protocol import Answer, ImageSearch, Malformed, TextSearch, is_open_reason, parse_turn
 from mmsr1.rollout.renderer import Renderer
@@ -20,6 +22,7 @@ from mmsr1.types import (
     Episode,
     Example,
     Exchange,
+    Picture,
     Sampled,
     Segment,
     Stop,
@@ -38,7 +41,9 @@ class Limits:
     """Bounds of one episode; token counts include expanded images.
 
     At a limit the model is told so and has its last turn to answer. `on_tool_failure`: `stop` ends the episode (it
-    will not be trained on), `tell` reports the failure to the model and goes on.
+    will not be trained on), `tell` reports the failure to the model and goes on; `on_over_budget` likewise, for money
+    that the run has no more of (a search beyond `searches` is always told). With `crops` a part of the image may be
+    searched by, if the renderer knows the size that the model sees.
     """
 
     turns: int = 3
@@ -46,6 +51,8 @@ class Limits:
     episode_tokens: int = 12288
     searches: Mapping[ToolName, int] = field(default_factory=lambda: {"image_search": 1, "text_search": 2})
     on_tool_failure: Literal["stop", "tell"] = "stop"
+    on_over_budget: Literal["stop", "tell"] = "tell"
+    crops: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ async def run_episode(
             break
         if turn.segments:  # none if the conversation leaves no room for a turn
             turns.append(turn.text)
-        action = parse_turn(turn.text)
+        action = parse_turn(turn.text, limits.crops)
         if isinstance(action, Answer):
             stop = "answered"
             break
@@ -101,9 +108,9 @@ async def run_episode(
             stop = "malformed" if isinstance(action, Malformed) else "turn_limit"
             break
         else:
-            exchange = await _call(action, number, example, tools, limits, calls, clock)
+            exchange, ends = await _call(action, number, example, tools, renderer, limits, calls, clock)
             calls.append(exchange)
-            if exchange.result.status == "infrastructure_error" and limits.on_tool_failure == "stop":
+            if ends:
                 stop = "tool_failure"
                 break
             last = number + 2 >= limits.turns
@@ -154,26 +161,45 @@ async def _call(
     turn: int,
     example: Example,
     tools: Tools,
+    renderer: Renderer,
     limits: Limits,
     calls: list[Exchange],
     clock: _Clock,
-) -> Exchange:
-    """Carry out a search within the episode's budget for that tool."""
-    tool: ToolName = "image_search" if isinstance(action, ImageSearch) else "text_search"
-    query = action.query if isinstance(action, TextSearch) else ""
-    if isinstance(action, Malformed):
-        return Exchange(turn, ToolCall(action.tool or tool, ""), ToolResult("malformed_call", detail=action.detail))
-    if isinstance(action, ImageSearch):
-        if not example.images:
-            return Exchange(turn, ToolCall(tool, ""), ToolResult("malformed_call", detail="the question has no image"))
-        query = example.images[0].digest
-    call = ToolCall(tool, query)
+) -> tuple[Exchange, bool]:
+    """Carry out a search within the episode's budget for that tool; and whether the tool's failure ends the episode."""
+    box = action.box if isinstance(action, ImageSearch) else None
+    asked = await _query(action, example, renderer)
+    if isinstance(asked, Malformed):
+        call = ToolCall(asked.tool or "text_search", "", box)
+        return Exchange(turn, call, ToolResult("malformed_call", detail=asked.detail)), False
+    by_image = isinstance(asked, Picture)
+    tool: ToolName = "image_search" if by_image else "text_search"
+    call = ToolCall(tool, asked.digest if by_image else asked, box)
     made = sum(exchange.call.tool == tool and exchange.result.status in REACHED_TOOL for exchange in calls)
     if made >= limits.searches.get(tool, 0) or tool not in tools:
-        return Exchange(turn, call, ToolResult("over_budget", detail=f"{made} of {limits.searches.get(tool, 0)} used"))
-    # The image search gets only the image, the text search only the query.
-    asked = example.images[0] if tool == "image_search" else query
-    return Exchange(turn, call, await clock.waiting("tools", tools[tool](asked)))
+        detail = f"{made} of {limits.searches.get(tool, 0)} used"
+        return Exchange(turn, call, ToolResult("over_budget", detail=detail)), False
+    result = await clock.waiting("tools", tools[tool](asked))
+    ending = {"infrastructure_error": limits.on_tool_failure, "over_budget": limits.on_over_budget}
+    return Exchange(turn, call, result), ending.get(result.status) == "stop"
+
+
+async def _query(
+    action: ImageSearch | TextSearch | Malformed, example: Example, renderer: Renderer
+) -> Picture | str | Malformed:
+    """What the tool is asked: the image search gets only the image or its part, the text search only the query."""
+    if not isinstance(action, ImageSearch):
+        return action.query if isinstance(action, TextSearch) else action
+    if not example.images:
+        return Malformed("the question has no image", "image_search")
+    if action.box is None:
+        return example.images[0]
+    if renderer.seen_size is None:
+        return Malformed("nobody knows at which size the model sees the image", "image_search")
+    try:
+        return await asyncio.to_thread(crop, example.images[0], action.box, renderer.seen_size(example.images[0]))
+    except ValueError as error:
+        return Malformed(str(error), "image_search")
 
 
 def _hear(

@@ -2,7 +2,8 @@
 
 A turn reasons in `<reason>...</reason>` and ends with exactly one action: `<search><img></search>` (search by the
 image), `<text_search>query</text_search>`, or `<answer>...</answer>`. A tag merely mentioned inside the reasoning is
-not an action. Pure functions of text: rollouts, rewards and re-scoring of recorded traces all read turns here.
+not an action. Where `crops` are allowed, `<search><crop>x1,y1,x2,y2</crop></search>` searches by a part of the image.
+Pure functions of text: rollouts, rewards and re-scoring of recorded traces all read turns here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from typing import Literal
 
 STOP_STRINGS = ("</search>", "</text_search>", "</answer>")
 TAGS = ("reason", "search", "img", "text_search", "answer", "information", "think", "tool_call")
+# Pixels: a smaller part of an image shows nothing.
+LEAST_CROP = 8
+
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class ImageSearch:
-    pass
+    """By the whole image, or by the part of it in `box`: left, top, right, bottom in pixels as the model sees it."""
+
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,16 @@ _WELL_FORMED = re.compile(
     r"\s*(?P<action><(?:answer|text_search|search)>.*)",
     re.DOTALL,
 )
+_PIXEL = r"\s*(-?[0-9]{1,6})\s*"
+_CROP = re.compile(rf"<crop>{_PIXEL},{_PIXEL},{_PIXEL},{_PIXEL}</crop>")
 _STRUCTURAL = re.compile(r"</?(?:reason|answer|text_search|search)>")
 
 
-def parse_turn(text: str) -> Action:
+def parse_turn(text: str, crops: bool = False) -> Action:
     """The first complete action outside the reasoning; what the runner carries out.
 
-    Reasoning that is never closed hides the actions mentioned in it, except one that ends the turn.
+    Reasoning that is never closed hides the actions mentioned in it, except one that ends the turn. Without `crops` a
+    search by a part of the image is malformed.
 
     >>> parse_turn("<reason>I could <answer>guess</answer>.</reason><text_search>capital of X</text_search>")
     TextSearch(query='capital of X')
@@ -78,7 +88,17 @@ def parse_turn(text: str) -> Action:
         return TextSearch(query) if query else Malformed("the text query is empty", "text_search")
     if match["image"].strip() == "<img>":
         return ImageSearch()
-    return Malformed("an image search takes exactly <img>", "image_search")
+    return _crop(match["image"]) if crops else Malformed("an image search takes exactly <img>", "image_search")
+
+
+def _crop(content: str) -> ImageSearch | Malformed:
+    numbers = _CROP.fullmatch(content.strip())
+    if numbers is None:
+        return Malformed("an image search takes exactly <img> or <crop>x1,y1,x2,y2</crop>", "image_search")
+    left, top, right, bottom = (int(number) for number in numbers.groups())
+    if min(right - left, bottom - top) < LEAST_CROP:
+        return Malformed(f"a crop is at least {LEAST_CROP} pixels wide and high", "image_search")
+    return ImageSearch((left, top, right, bottom))
 
 
 def is_open_reason(text: str) -> bool:
@@ -86,10 +106,10 @@ def is_open_reason(text: str) -> bool:
     return text.rfind("<reason>") > text.rfind("</reason>")
 
 
-def well_formed(text: str) -> bool:
+def well_formed(text: str, crops: bool = False) -> bool:
     """One reason block, then one action, and nothing after it (the format reward's rule for a turn)."""
     match = _WELL_FORMED.fullmatch(text)
-    if match is None or not match["reason"].strip() or isinstance(parse_turn(text), Malformed):
+    if match is None or not match["reason"].strip() or isinstance(parse_turn(text, crops), Malformed):
         return False
     action = match["action"].rstrip()
     return len(_STRUCTURAL.findall(action)) == 2 and action.endswith(STOP_STRINGS)
@@ -101,7 +121,7 @@ def action_name(action: Action) -> str:
     return names[type(action)]
 
 
-def searches(turns: Sequence[str]) -> list[str]:
+def searches(turns: Sequence[str], crops: bool = False) -> list[str]:
     """Names of the searches that the turns ask for, in order."""
-    names = [action_name(parse_turn(turn)) for turn in turns]
+    names = [action_name(parse_turn(turn, crops)) for turn in turns]
     return [name for name in names if name.endswith("_search")]

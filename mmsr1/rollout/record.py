@@ -7,9 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from mmsr1.models.ranks import Ranks
 from mmsr1.run_directory import RunDirectory
+from mmsr1.tools.meter import merge
 from mmsr1.types import Group
 
 Figures = Callable[[Sequence[Group]], dict[str, Any]]
+# Figures of each tool and of each part of it (see `tools.meter`), since they were made.
+ToolRows = Mapping[str, Mapping[str, float]]
+COUNTED = ("calls", "hits", "backend_calls")
+TOOLS = ("image_search", "text_search")  # the rows that episodes ask; the others are what these are made of
 
 
 @runtime_checkable
@@ -24,7 +29,8 @@ class Progress(Protocol):
 class RunRecord:
     """Figures and totals of one run; every rank keeps them, the first alone writes them down.
 
-    `figures` summarises groups for the metrics, `scorecard` does it with intervals for the summary.
+    `figures` summarises groups for the metrics, `scorecard` does it with intervals for the summary. `stopped` says why
+    the run ends before its last step, if it does.
     """
 
     def __init__(
@@ -38,7 +44,10 @@ class RunRecord:
         self.steps_done = 0
         self.cost_usd_uncached = 0.0
         self.tool_calls: dict[str, float] = {}
+        self.tools: dict[str, dict[str, float]] = {}
+        self.stopped: str | None = None
         self._calls_before: Mapping[str, float] = {}
+        self._tools_before: ToolRows = {}
         self._ranks, self._loggers = Ranks(), []
 
     def open(self, run: RunDirectory, ranks: Ranks, loggers: Sequence[Any]) -> None:
@@ -53,6 +62,7 @@ class RunRecord:
             "best": self.best,
             "cost_usd_uncached": self.cost_usd_uncached,
             "tool_calls": self.tool_calls,
+            "tools": self.tools,
         }
 
     def begin(self) -> None:
@@ -66,13 +76,17 @@ class RunRecord:
         self.best = state["best"]
         self.cost_usd_uncached = state["cost_usd_uncached"]
         self.tool_calls = self._calls_before = dict(state["tool_calls"])
+        self._tools_before = state.get("tools", {})  # older checkpoints have none
+        self.tools = merge(self._tools_before)
         if self._ranks.rank == 0:
             self.run.drop_after(step)
 
-    def count_calls(self, counted: Mapping[str, int]) -> dict[str, float]:
-        """Add up the ranks' counters; returns what came on top since the last time. A collective."""
-        total = self._ranks.sum(counted)
-        known = {name: value + self._calls_before.get(name, 0) for name, value in total.items()}
+    def count_calls(self, rows: ToolRows) -> dict[str, float]:
+        """Add up the ranks' figures; returns what calls and hits came on top since the last time. A collective."""
+        met = merge(*self._ranks.gather(rows))
+        self.tools = merge(self._tools_before, met)
+        totals = {name: sum(met[tool].get(name, 0) for tool in TOOLS if tool in met) for name in COUNTED}
+        known = {name: value + self._calls_before.get(name, 0) for name, value in totals.items()}
         fresh = {name: value - self.tool_calls.get(name, 0) for name, value in known.items()}
         self.tool_calls = known
         return fresh

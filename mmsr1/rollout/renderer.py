@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from mmsr1.rollout.prompts import Prompts, split_template
-from mmsr1.tools.sanitize import neutralise
+from mmsr1.tools.sanitize import break_tokens, neutralise, one_line, unknown_tokens
 from mmsr1.types import Example, Picture, Segment, SegmentKind, ToolCall, ToolItem, ToolResult
 
 IMAGE_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
@@ -21,17 +21,25 @@ _TURN_END, _ASSISTANT = "<|im_end|>\n", "<|im_start|>assistant\n"
 class Renderer:
     """Turns one conversation's parts into segments.
 
-    `tokenizer` is a Hugging Face fast tokenizer; `image_tokens` says how many tokens a picture takes in the model.
+    `tokenizer` is a Hugging Face fast tokenizer; `image_tokens` says how many tokens a picture takes in the model,
+    `seen_size` how many pixels wide and high it is there (None: no search by a part of an image).
     """
 
-    def __init__(self, tokenizer: Any, prompts: Prompts, image_tokens: Callable[[Picture], int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompts: Prompts,
+        image_tokens: Callable[[Picture], int],
+        seen_size: Callable[[Picture], tuple[int, int]] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.prompts = prompts
-        self.image_tokens = image_tokens
+        self.image_tokens, self.seen_size = image_tokens, seen_size
         self.control_ids = frozenset(tokenizer.added_tokens_decoder)
         self.special_ids = frozenset(tokenizer.all_special_ids)
         self.end_of_turn = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
         self._literals: dict[str, tuple[int, ...]] = {}
+        self._own_tokens = unknown_tokens(token.content for token in tokenizer.added_tokens_decoder.values())
 
     def first(self, example: Example) -> list[Segment]:
         """System prompt and the question with its images, up to the point where the model speaks."""
@@ -123,7 +131,8 @@ class Renderer:
         return self._literals[text]
 
     def _untrusted(self, kind: SegmentKind, text: str) -> Segment:
-        ids = self.tokenizer(neutralise(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        safe = break_tokens(neutralise(text), self._own_tokens)
+        ids = self.tokenizer(safe, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         forged = self.control_ids.intersection(ids)
         if forged:
             raise AssertionError(f"control tokens {sorted(forged)} survived neutralising in a {kind} span")
@@ -147,9 +156,9 @@ def _item_slots(index: int, item: ToolItem) -> dict[str, list[tuple[SegmentKind,
     return {
         "index": [("template", str(index))],
         "thumbnail": _images([item.thumbnail] if item.thumbnail else []),
-        "title": [("tool_result", item.title)],
-        "text": [("tool_result", item.text)],
-        "url": [("tool_result", item.url)],
+        "title": [("tool_result", one_line(item.title))],
+        "text": [("tool_result", one_line(item.text))],
+        "url": [("tool_result", one_line(item.url))],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ class RolloutWorker:
 
     `concurrent` bounds the episodes in flight (each may hold decoded images). With `deterministic` the engine's batch
     composition is a function of the seed alone: all episodes of a call move in waves (see `engines.lockstep`).
+    `on_close` is awaited last, on the loop that the tools were used on: it closes their connections.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class RolloutWorker:
         seed: int,
         concurrent: int = 512,
         deterministic: bool = False,
+        on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.engine, self.tools, self.renderer, self.limits = engine, tools, renderer, limits
         self.seed, self.concurrent, self.deterministic = seed, concurrent, deterministic
+        self._on_close = on_close
         self._places = asyncio.Semaphore(max(1, concurrent))
         self._groups: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
@@ -66,18 +69,25 @@ class RolloutWorker:
         step: int,
         on_episode: OnEpisode = lambda episode: None,
         first: Sequence[int] | None = None,
+        limits: Limits | None = None,
     ) -> list[tuple[Episode, ...]]:
         """`group_size` episodes of every example, in order. `on_episode` is called on the loop's thread.
 
         `first` numbers the first rollout of each example, if these examples are only a share of the step's (see
-        `first_rollouts`).
+        `first_rollouts`). `limits` are others than the worker's own.
         """
         starts = first_rollouts(examples, group_size) if first is None else first
         prompts = [Prompt(example, start, step) for example, start in zip(examples, starts, strict=True)]
-        return self.call(self._gather(prompts, group_size, sampling, split, on_episode))
+        return self.call(self._gather(prompts, group_size, sampling, split, on_episode, limits))
 
     def launch(
-        self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, split: str, on_episode: OnEpisode
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: Sampling,
+        split: str,
+        on_episode: OnEpisode,
+        limits: Limits | None = None,
     ) -> list[asyncio.Task[tuple[Episode, ...]]]:
         """Start these groups, a task each, on the loop's own thread. In the deterministic mode they move together, and
         no others may be on their way."""
@@ -86,7 +96,7 @@ class RolloutWorker:
         tasks = []
         for prompt in prompts:
             mine = [next(handles) for _ in range(group_size)]
-            task = self._loop.create_task(self._group(prompt, mine, sampling, split, on_episode))
+            task = self._loop.create_task(self._group(prompt, mine, sampling, split, on_episode, limits or self.limits))
             self._groups.add(task)
             task.add_done_callback(self._groups.discard)
             tasks.append(task)
@@ -131,11 +141,19 @@ class RolloutWorker:
         await _cancel(self._groups)
         await self.engine.close()
         await _cancel(asyncio.all_tasks() - {asyncio.current_task()})  # searches that outlive their episodes
+        if self._on_close is not None:
+            await self._on_close()
 
     async def _gather(
-        self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling, split: str, on_episode: OnEpisode
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: Sampling,
+        split: str,
+        on_episode: OnEpisode,
+        limits: Limits | None,
     ) -> list[tuple[Episode, ...]]:
-        groups = self.launch(prompts, group_size, sampling, split, on_episode)
+        groups = self.launch(prompts, group_size, sampling, split, on_episode, limits)
         try:
             return list(await asyncio.gather(*groups))
         finally:  # a bug in one episode surfaces at once, and nobody waits for the others
@@ -149,6 +167,7 @@ class RolloutWorker:
         sampling: Sampling,
         split: str,
         on_episode: OnEpisode,
+        limits: Limits,
     ) -> tuple[Episode, ...]:
         async def one(rollout: int, handle: Handle | None) -> Episode:
             # Every one of a deterministic batch must be there before the first request goes out.
@@ -160,7 +179,7 @@ class RolloutWorker:
                         handle or self.engine,
                         self.tools,
                         self.renderer,
-                        self.limits,
+                        limits,
                         sampling,
                         seed,
                         rollout,

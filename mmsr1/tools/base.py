@@ -68,6 +68,7 @@ class Outcome(Generic[V]):
     detail: str = ""
 
 
+@runtime_checkable
 class Backend(Protocol[Q, V]):
     """One provider of one thing. `name` is its name in tables, logs and the ledger (`serpapi_lens`).
 
@@ -89,6 +90,7 @@ class Backend(Protocol[Q, V]):
         ...
 
 
+@runtime_checkable
 class Part(Protocol[Q, V]):
     """A back end with something around it; fields as those of `Backend`."""
 

@@ -1,149 +1,129 @@
-"""The caching layer around a tool: pay for a search once, in all coroutines, processes and runs.
+"""The caching layer around a tool or a part: pay for a call once, in all coroutines, processes and runs.
 
     call ──> in memory: is the same call under way? ──yes──> wait for it
                │ no
              on disk: answered before? ──yes──> hit
                │ no
-             file lock, look on disk again, ledger, back end, write, ledger
+             file lock, look on disk again, budget, ledger, back end, write, ledger
 
-Results are canonical JSON text; thumbnails lie beside them as blobs under their digest, each once.
+What lies on disk is described in `codecs`; answers are kept, failures are not.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
-import math
 import time
-from collections import Counter
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
-from mmsr1.tools.base import Tool
-from mmsr1.tools.ledger import EndState, Ledger
+from mmsr1.tools.base import Outcome, Part, Tool
+from mmsr1.tools.budget import Paid
+from mmsr1.tools.codecs import (
+    PICTURE,
+    TEXT,
+    Codec,
+    cache_key,
+    part_entry,
+    part_key,
+    part_outcome,
+    tool_entry,
+    tool_result,
+)
+from mmsr1.tools.ledger import Ledger, on_record
+from mmsr1.tools.meter import ANSWERS, Meter, PartCounters
 from mmsr1.tools.store import CorruptEntry, Store
-from mmsr1.types import Picture, ToolItem, ToolName, ToolResult
+from mmsr1.types import Picture, ToolName, ToolResult
+
+__all__ = ["PICTURE", "TEXT", "CachedPart", "CachedTool", "Codec", "cache_key", "part_key"]
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
-KEPT = ("ok", "empty")  # "nothing found" is an answer too; a failure is not
+# Results of a tool that stay in memory, decoded: all rollouts of a group ask the same. At most 128 MiB.
+REMEMBERED, REMEMBERED_BYTES = 512, 256 * 2**10
+
+Q = TypeVar("Q")
+V = TypeVar("V")
 QueryT = TypeVar("QueryT", str, Picture)
+R = TypeVar("R", ToolResult, Outcome[Any])
 
 
-@dataclass
-class ToolCounters:
-    """What happened to the calls of one tool since it was made; for the run's summary.
-
-    `hits` were answered without a back-end call of their own: from disk, or by joining the same call under way.
-    `failures` counts statuses other than ok and empty. `corrupt_entries` were refused and replaced;
-    `unwritten` results could not be written and will be paid for again.
-    """
-
-    calls: int = 0
-    hits: int = 0
-    backend_calls: int = 0
-    corrupt_entries: int = 0
-    unwritten: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-
-
-class CachedTool(Generic[QueryT]):
-    """A `Tool` that answers a repeated query from `store`.
+class _Cached(ABC, Generic[Q, R]):
+    """Answers a repeated query from `store`.
 
     One call at a time is made for a query, however many coroutines and processes ask. The call belongs to all who
     wait: when one of them is cancelled it goes on, and its result is kept even if nobody waits any more.
-    A hit keeps the `cost_usd` of a fresh call and says `cached=True`; `latency_s` is always that of this call.
-    A failure is shared by those who wait for it, charged to the first, and never written.
+    A hit keeps the `cost_usd` of a fresh call and says `cached=True`, with nothing paid. A failure is shared by those
+    who wait for it, charged to the first, and never written.
     `lock_wait_s`: seconds to wait for another process before making the call all the same.
-    `ledger` records every back-end call; a paid one that it cannot record is not made (infrastructure_error).
     """
 
-    def __init__(
-        self, tool: Tool[QueryT], store: Store, lock_wait_s: float = 120.0, ledger: Ledger | None = None
-    ) -> None:
-        self.counters = ToolCounters()
-        self._tool, self._store, self._lock_wait_s, self._ledger = tool, store, lock_wait_s, ledger
-        self._flights: dict[str, asyncio.Task[ToolResult]] = {}
+    def __init__(self, store: Store, lock_wait_s: float, counters: PartCounters) -> None:
+        self.counters = counters
+        self._store, self._lock_wait_s = store, lock_wait_s
+        self._flights: dict[str, asyncio.Task[R]] = {}
 
-    @property
-    def name(self) -> ToolName:
-        return self._tool.name
+    @abstractmethod
+    def _key(self, query: Q) -> str:
+        """sha256 in hex of all that decides the answer."""
 
-    @property
-    def backend(self) -> str:
-        return self._tool.backend
+    @abstractmethod
+    async def _ask(self, key: str, query: Q) -> R:
+        """Ask the back end on record, and `_keep` its answer before the record ends."""
 
-    @property
-    def price_usd(self) -> float:
-        return self._tool.price_usd
+    @abstractmethod
+    def _failed(self, detail: str) -> R:
+        """The result of a call that raised."""
 
-    async def __call__(self, query: QueryT) -> ToolResult:
-        start = time.perf_counter()
-        self.counters.calls += 1
-        key = cache_key(self.name, self.backend, query)
+    @abstractmethod
+    def _entry(self, key: str, result: R) -> str:
+        """The text of an entry. Its blobs are written here, so that no entry refers to one that is missing."""
+
+    @abstractmethod
+    def _result(self, key: str, text: str | bytes) -> R:
+        """The result in an entry, marked as cached. Raises CorruptEntry."""
+
+    async def _answer(self, query: Q) -> R:
+        """From a call under way, from disk, or from the back end."""
+        key = self._key(query)
         flight = self._flights.get(key)
-        # Reading takes tens of microseconds (more with thumbnails, up to 1 ms): a thread would cost as much.
-        result = self._read(key) if flight is None else None
-        if result is None:
-            joined = flight is not None
-            if flight is None:
-                flight = asyncio.create_task(self._fetch(key, query))
-                self._flights[key] = flight
-                flight.add_done_callback(lambda _: self._flights.pop(key))
+        if flight is not None:
             result = await asyncio.shield(flight)
-            if joined:
-                kept = result.status in KEPT
-                result = replace(result, cached=kept, cost_usd=result.cost_usd if kept else 0.0)
-        self.counters.hits += result.cached
-        if result.status not in KEPT:
-            self.counters.failures[result.status] += 1
-        return replace(result, latency_s=time.perf_counter() - start)
+            kept = result.status in ANSWERS
+            return replace(result, cached=kept, cost_usd=result.cost_usd if kept else 0.0, paid_usd=0.0)
+        # Reading takes tens of microseconds (more with blobs, up to 1 ms): a thread would cost as much.
+        result = self._read(key)
+        if result is not None:
+            return result
+        flight = asyncio.create_task(self._fetch(key, query))
+        self._flights[key] = flight
+        flight.add_done_callback(lambda _: self._flights.pop(key))
+        return await asyncio.shield(flight)
 
-    async def _fetch(self, key: str, query: QueryT) -> ToolResult:
+    async def _fetch(self, key: str, query: Q) -> R:
         """Ask the back end, unless another process has done so meanwhile."""
         try:
             async with self._only_process(key):
                 result = self._read(key, again=True)
-                if result is None:
-                    result = await self._ask_on_record(key, query)
-                return result
+                return await self._ask(key, query) if result is None else result
         except Exception as error:
             logger.warning("cached search failed", exc_info=True)
-            return ToolResult("infrastructure_error", detail=f"{type(error).__name__}: {error}"[:200])
+            return self._failed(f"{type(error).__name__}: {error}"[:200])
 
-    async def _ask_on_record(self, key: str, query: QueryT) -> ToolResult:
-        """`_ask`, known to the ledger before the back end is asked and ended only once the answer is on disk.
-
-        A call that returns no result, because it raised or was cut, counts as spent at its full price.
-        """
-        if self._ledger is None:
-            return await self._ask(key, query)
-        price = self.price_usd
-        call = await self._ledger.start(self.name, key, price)
-        state: EndState = "failed"
-        cost = price
-        try:
-            result = await self._ask(key, query)
-            state, cost = "answered" if result.status in KEPT else "failed", result.cost_usd
-            return result
-        finally:
-            if call is not None:
-                self._ledger.end(call, state, cost)
-
-    async def _ask(self, key: str, query: QueryT) -> ToolResult:
-        """Ask the back end and keep what it answers."""
-        self.counters.backend_calls += 1
-        result = await self._tool(query)
-        if result.status in KEPT:
+    async def _keep(self, key: str, result: R) -> None:
+        """Count a call that has come back, and write its answer."""
+        self.counters.backend_calls += not result.cached
+        if self._is_kept(result):
             await asyncio.to_thread(self._write, key, result)
-        return result
+
+    def _is_kept(self, result: R) -> bool:
+        return result.status in ANSWERS
 
     @asynccontextmanager
     async def _only_process(self, key: str) -> AsyncIterator[None]:
@@ -161,6 +141,9 @@ class CachedTool(Generic[QueryT]):
                 if time.monotonic() > deadline:
                     logger.warning("gave up waiting for %s: calling without the lock", lock.lock_file)
                     break
+            except OSError as error:  # a full disk takes no new lock file
+                logger.warning("calling without the lock: %s", error)
+                break
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.05)
         try:
@@ -168,87 +151,148 @@ class CachedTool(Generic[QueryT]):
         finally:
             lock.release()
 
-    def _read(self, key: str, again: bool = False) -> ToolResult | None:
+    def _read(self, key: str, again: bool = False) -> R | None:
         """The stored result, or None. A corrupt entry is a miss, counted once: the fresh result will overwrite it."""
         try:
             text = self._store.get(key)
-            return None if text is None else _from_json(key, text, self._store)
+            return None if text is None else self._result(key, text)
         except CorruptEntry as error:
             if not again:
                 self.counters.corrupt_entries += 1
                 logger.warning("cache entry %s refused: %s", key, error)
             return None
 
-    def _write(self, key: str, result: ToolResult) -> None:
-        """Blobs first, so that an entry never refers to one that is missing. A full disk costs money, not the run."""
+    def _write(self, key: str, result: R) -> None:
+        """A full disk costs money, not the run."""
         try:
-            for item in result.items:
-                if item.thumbnail is not None:
-                    self._store.put(f"blob:{item.thumbnail.digest}", item.thumbnail.data)
-            self._store.put(key, _to_json(key, result))
+            self._store.put(key, self._entry(key, result))
         except Exception as error:
             self.counters.unwritten += 1
             logger.warning("cache entry not written: %s: %s", type(error).__name__, error)
 
 
-def cache_key(name: ToolName, backend: str, query: str | Picture) -> str:
-    """sha256 in hex of everything that decides the result. White space in a text query does not; a picture counts by
-    its content.
+class CachedTool(_Cached[QueryT, ToolResult], Generic[QueryT]):
+    """A `Tool` that answers a repeated query from `store`; see `_Cached`.
+
+    `latency_s` is always that of this call. A result that is not `complete` is not kept. `ledger` records every
+    back-end call; a paid one that it cannot record is not made (infrastructure_error).
     """
-    asked = {"image": query.digest} if isinstance(query, Picture) else {"text": " ".join(query.split())}
-    return hashlib.sha256(_canonical([SCHEMA, name, backend, asked]).encode("ascii")).hexdigest()
+
+    def __init__(
+        self,
+        tool: Tool[QueryT],
+        store: Store,
+        lock_wait_s: float = 120.0,
+        ledger: Ledger | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        super().__init__(store, lock_wait_s, PartCounters() if meter is None else meter.part(tool.name))
+        self._tool, self._ledger = tool, ledger
+        self._memory: dict[str, tuple[str | bytes, ToolResult]] = {}
+
+    @property
+    def name(self) -> ToolName:
+        return self._tool.name
+
+    @property
+    def backend(self) -> str:
+        return self._tool.backend
+
+    @property
+    def price_usd(self) -> float:
+        return self._tool.price_usd
+
+    async def __call__(self, query: QueryT) -> ToolResult:
+        start = time.perf_counter()
+        result = await self._answer(query)
+        seconds = time.perf_counter() - start
+        self.counters.record(result.status, result.cached, result.cost_usd, result.paid_usd, seconds)
+        return replace(result, latency_s=seconds)
+
+    async def _ask(self, key: str, query: QueryT) -> ToolResult:
+        async with on_record(self._ledger, self.name, key, self.price_usd) as record:
+            result = await self._tool(query)
+            await self._keep(key, result)
+            record.state = "answered" if result.status in ANSWERS else "failed"
+            record.cost_usd = result.cost_usd
+            return result
+
+    def _key(self, query: QueryT) -> str:
+        return cache_key(self.name, self.backend, query)
+
+    def _failed(self, detail: str) -> ToolResult:
+        return ToolResult("infrastructure_error", detail=detail)
+
+    def _is_kept(self, result: ToolResult) -> bool:
+        return result.complete and super()._is_kept(result)
+
+    def _entry(self, key: str, result: ToolResult) -> str:
+        return tool_entry(key, result, self._store)
+
+    def _result(self, key: str, text: str | bytes) -> ToolResult:
+        """As `tool_result`; an entry that still is what it was need not be decoded again, nor its thumbnails read."""
+        known = self._memory.pop(key, None)
+        if known is None or known[0] != text:
+            known = text, tool_result(key, text, self._store)
+            thumbnails = (item.thumbnail for item in known[1].items)
+            if len(text) + sum(len(picture.data) for picture in thumbnails if picture) > REMEMBERED_BYTES:
+                return known[1]
+            if len(self._memory) == REMEMBERED:
+                del self._memory[next(iter(self._memory))]
+        self._memory[key] = known  # at the end: the first is the one that was not asked for longest
+        return known[1]
 
 
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+class CachedPart(_Cached[Q, Outcome[V]], Generic[Q, V]):
+    """A `Part` that answers a repeated query from `store`; see `_Cached`. `codec` says how queries are named and values
+    written. Of a `Paid` part the record ends only once the answer is on disk.
+    """
 
+    def __init__(
+        self,
+        part: Part[Q, V],
+        store: Store,
+        codec: Codec[Q, V],
+        lock_wait_s: float = 120.0,
+        meter: Meter | None = None,
+    ) -> None:
+        super().__init__(store, lock_wait_s, PartCounters() if meter is None else meter.part(part.name))
+        self._part, self._codec = part, codec
 
-def _to_json(key: str, result: ToolResult) -> str:
-    items = [
-        {
-            "title": item.title,
-            "text": item.text,
-            "url": item.url,
-            "thumbnail": None if item.thumbnail is None else item.thumbnail.digest,
-        }
-        for item in result.items
-    ]
-    entry = {"cost_usd": result.cost_usd, "detail": result.detail, "items": items, "key": key, "status": result.status}
-    return _canonical(entry)
+    @property
+    def name(self) -> str:
+        return self._part.name
 
+    @property
+    def backend(self) -> str:
+        return self._part.backend
 
-def _from_json(key: str, text: str | bytes, store: Store) -> ToolResult:
-    """The result that `_to_json` wrote under this very key. Raises CorruptEntry for anything else."""
-    try:
-        entry = json.loads(_typed(text, str))
-        cost = float(entry["cost_usd"])
-        if entry["key"] != key or entry["status"] not in KEPT or not (math.isfinite(cost) and cost >= 0):
-            raise ValueError("key, status or cost is not one that is stored here")
-        items = tuple(
-            ToolItem(
-                _typed(item["title"], str),
-                _typed(item["text"], str),
-                _typed(item["url"], str),
-                None if item["thumbnail"] is None else _thumbnail(item["thumbnail"], store),
-            )
-            for item in entry["items"]
-        )
-        return ToolResult(entry["status"], items, cost, 0.0, True, _typed(entry["detail"], str))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CorruptEntry(f"{type(error).__name__}: {error}"[:200]) from error
+    @property
+    def price_usd(self) -> float:
+        return self._part.price_usd
 
+    async def __call__(self, query: Q) -> Outcome[V]:
+        start = time.perf_counter()
+        outcome = await self._answer(query)
+        seconds = time.perf_counter() - start
+        self.counters.record(outcome.status, outcome.cached, outcome.cost_usd, outcome.paid_usd, seconds)
+        return outcome
 
-def _thumbnail(digest: str, store: Store) -> Picture:
-    picture = Picture(_typed(store.get(f"blob:{digest}"), bytes))
-    if picture.digest != digest:
-        raise ValueError(f"blob {digest} holds something else")
-    return picture
+    async def _ask(self, key: str, query: Q) -> Outcome[V]:
+        if isinstance(self._part, Paid):
+            return await self._part.ask(query, key, partial(self._keep, key))
+        outcome = await self._part(query)
+        await self._keep(key, outcome)
+        return outcome
 
+    def _key(self, query: Q) -> str:
+        return part_key(self.name, self.backend, self._codec.asked(query))
 
-T = TypeVar("T")
+    def _failed(self, detail: str) -> Outcome[V]:
+        return Outcome("infrastructure_error", detail=detail)
 
+    def _entry(self, key: str, result: Outcome[V]) -> str:
+        return part_entry(key, result, self._codec, self._store)
 
-def _typed(value: object, kind: type[T]) -> T:
-    if type(value) is not kind:
-        raise TypeError(f"expected {kind.__name__}, found {type(value).__name__}")
-    return value
+    def _result(self, key: str, text: str | bytes) -> Outcome[V]:
+        return part_outcome(key, text, self._codec, self._store)

@@ -22,13 +22,12 @@ import re
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
-
-from mmsr1.types import ToolName
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class Ledger:
         self._whole = False  # whether the file surely ends with a newline
         self._name_synced = False
 
-    async def start(self, tool: ToolName, key: str, price_usd: float) -> str | None:
+    async def start(self, tool: str, key: str, price_usd: float) -> str | None:
         """Record that a call of at most `price_usd` is about to be made; returns the id to `end` it with.
 
         A paid call is on disk when this returns (milliseconds, off the event loop). Raises OSError if that fails: the
@@ -142,6 +141,29 @@ class Ledger:
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
             os.ftruncate(self._file, self._path.read_bytes().rfind(b"\n") + 1)
+
+
+@dataclass
+class Record:
+    """How a call on record has ended. What is left as it is counts as failed at the full price."""
+
+    cost_usd: float
+    state: EndState = "failed"
+
+
+@asynccontextmanager
+async def on_record(ledger: Ledger | None, tool: str, key: str, price_usd: float) -> AsyncIterator[Record]:
+    """The call that is made inside, known to the ledger before and after; raises as `Ledger.start` does.
+
+    A call that says nothing of its end, because it raised or was cut, counts as spent at its price.
+    """
+    record = Record(price_usd)
+    call = None if ledger is None else await ledger.start(tool, key, price_usd)
+    try:
+        yield record
+    finally:
+        if ledger is not None and call is not None:
+            ledger.end(call, record.state, record.cost_usd)
 
 
 def read_totals(folder: Path) -> LedgerTotals:

@@ -121,8 +121,9 @@ def one_token(text: str) -> Segment:
     return replace(segment, token_ids=segment.token_ids[:1], sampled=told)
 
 
-def gaps(*differences: float) -> GapMeter:
-    """Differences of three sampled tokens: before an image, after one, after a tool's result."""
+def gaps(*differences: float, version: int | None = None) -> GapMeter:
+    """Differences of three sampled tokens: before an image, after one, after a tool's result. `version` is the
+    trainer's; theirs is 0."""
     talk = (
         spoken("q", "question"),
         one_token("a"),
@@ -135,8 +136,17 @@ def gaps(*differences: float) -> GapMeter:
     logprobs = batch.engine_logprobs_T.clone()
     logprobs[batch.loss_mask_T] += torch.tensor(differences)
     logprobs[~batch.loss_mask_T] += 5.0  # says nothing: no token was sampled there
-    meter = GapMeter()
+    meter = GapMeter(version)
     meter.add(batch, logprobs)
+    return meter
+
+
+def probed(meter: GapMeter, difference: float, version: int) -> GapMeter:
+    segment = one_token("z")
+    assert segment.sampled is not None
+    fresh = replace(segment, sampled=replace(segment.sampled, weight_version=version))
+    batch = pack([lay_out((spoken("q", "question"), fresh))], patches())
+    meter.add_probe(batch, batch.engine_logprobs_T + difference * batch.loss_mask_T)
     return meter
 
 
@@ -149,6 +159,8 @@ def test_the_gap_is_reported_by_region():
             **{f"logprob_gap_{kind}_before_image": 0.01 for kind in ("mean", "max")},
             **{f"logprob_gap_{kind}_after_image": 0.04 for kind in ("mean", "max")},
             **{f"logprob_gap_{kind}_after_tool_result": 0.03 for kind in ("mean", "max")},
+            "logprob_gap_mean_fresh": 0.08 / 3,
+            "logprob_gap_max_fresh": 0.04,
         },
         abs=1e-6,
     )
@@ -181,3 +193,26 @@ def test_several_batches_make_one_set_of_figures_and_none_makes_none():
     assert meter.read(Ranks())["logprob_gap_mean"] == pytest.approx(0.31 / 4)
     assert GapMeter().read(Ranks()) == {}
     check_gap(GapMeter().read(Ranks()), 1e-3)
+
+
+def test_stale_tokens_may_differ_but_must_be_numbers():
+    figures = gaps(0.0, 7.0, 0.0, version=1).read(Ranks())
+    assert "logprob_gap_max_fresh" not in figures
+    check_gap(figures, 1e-3)
+    with pytest.raises(ContractError):
+        check_gap(gaps(0.0, float("nan"), 0.0, version=1).read(Ranks()), 1e-3)
+
+
+def test_fresh_tokens_are_held_to_the_limit_whatever_else_is_stale():
+    """Stale tokens in groups that are not trained on must not hide the gap of those that are."""
+    with pytest.raises(ContractError, match="up to 5 nats"):
+        check_gap({"staleness_max": 1.0, **gaps(0.0, 5.0, 0.0).read(Ranks())}, 1e-3)
+
+
+def test_probes_stand_in_where_every_trained_token_is_stale():
+    figures = probed(gaps(0.0, 7.0, 0.0, version=1), 1e-5, version=1).read(Ranks())
+    assert figures["logprob_gap_max_fresh"] == pytest.approx(1e-5, rel=0.1) and figures["logprob_gap_max"] == 7.0
+    check_gap(figures, 1e-3)
+    with pytest.raises(ContractError, match=r"up to 0\.1 nats"):
+        check_gap(probed(gaps(0.0, 7.0, 0.0, version=1), 0.1, version=1).read(Ranks()), 1e-3)
+    assert "logprob_gap_max_fresh" not in probed(GapMeter(1), 0.1, version=0).read(Ranks())  # a stale probe is none

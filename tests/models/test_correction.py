@@ -49,6 +49,15 @@ def test_a_token_beyond_the_gap_limit_contributes_nothing(level: Level):
     assert (weights.weights_T == 0).tolist() == weights.masked_T.tolist()
 
 
+def test_a_masked_token_says_nothing_of_its_conversation():
+    """One conversation of four tokens, of which one is far off or no number: the others keep weight 1."""
+    four, one = torch.ones(4).bool(), torch.zeros(4, dtype=torch.int64)
+    for far in (17.0, float("nan")):
+        trainer = torch.tensor([-1.0, -1.0, -1.0, far])
+        weights = correct(trainer, -torch.ones(4), four, one, CorrectionSpec("sequence", mask_above=1.0))
+        assert weights.weights_T.tolist() == [1.0, 1.0, 1.0, 0.0] and not weights.truncated_T.any()
+
+
 def test_what_is_no_number_is_masked():
     trainer = (ENGINE + GAPS).index_fill(0, torch.tensor([1]), math.nan)
     weights = correct(trainer, ENGINE, MASK, SEQUENCES, CorrectionSpec("token", mask_above=10.0))
@@ -66,9 +75,9 @@ def test_the_meter_counts_trained_tokens_alone():
     meter = CorrectionMeter()
     assert meter.read(Ranks()) == {"importance_weight_mean": 1.0, "importance_truncated": 0.0, "tokens_masked_gap": 0.0}
     for _ in range(2):
-        meter.add(found(level="token", cap=2.0, mask_above=0.25), MASK)
+        meter.add(found(level="token", cap=1.15, mask_above=0.25), MASK)
     figures = meter.read(Ranks())
-    assert figures["importance_weight_mean"] == pytest.approx((math.exp(0.1) + math.exp(0.2)) / 4)
+    assert figures["importance_weight_mean"] == pytest.approx((math.exp(0.1) + 1.15) / 4)
     assert figures["importance_truncated"] == 0.25 and figures["tokens_masked_gap"] == 4
 
 

@@ -256,7 +256,7 @@ def test_a_full_buffer_and_a_step_put_twice_are_refused():
     buffer.put(1, (pair(2),))
     with pytest.raises(RuntimeError, match="cannot add 2"):
         buffer.put(2, (pair(4),))
-    assert buffer.take(1)[0].episodes_G == pair(2).episodes_G
+    assert buffer.take(1).groups[0].episodes_G == pair(2).episodes_G
     with pytest.raises(RuntimeError, match="step 1 was asked for"):
         buffer.take(1)
 
@@ -297,7 +297,8 @@ def test_older_weights_are_told_apart_and_bounded():
     old = group([said_by_others(talk, 0.5, version=0) for talk in TALKS[2:4]], [1.0, -1.0])
     new = group([said_by_others(talk, 0.0, version=1) for talk in TALKS[:2]], [1.0, -1.0])
     figures, _ = train(module(lr=1e-7), [pair(0)], [old, new])
-    assert figures[0]["staleness_max"] == 0 and "logprob_gap_max_fresh" not in figures[0]
+    assert figures[0]["staleness_max"] == 0
+    assert figures[0]["logprob_gap_max_fresh"] == figures[0]["logprob_gap_max"] < 1e-3
     # What stale tokens differ by is no fault of the engine: only the fresh ones are held to the limit.
     assert figures[1]["staleness_max"] == 1 and 0 < figures[1]["staleness_mean"] < 1
     assert figures[1]["logprob_gap_max"] > 0.4 > 1e-3 > figures[1]["logprob_gap_max_fresh"]

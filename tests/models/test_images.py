@@ -74,6 +74,6 @@ def test_a_fitted_picture_is_resized_by_no_library():
         shot = picture(3, *size)
         fitted = features.fitted(shot)
         _, (_, height, width) = features(shot)
-        assert fitted.size == (width * 14, height * 14)
+        assert fitted.size == features.size(shot) == (width * 14, height * 14)
         again = features.fitted(encode_png(fitted))
         assert np.array_equal(np.asarray(again), np.asarray(fitted))

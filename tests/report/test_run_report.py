@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from hostile_run import MARKUP, write_hostile_run
 from PIL import Image
+from rich.console import Console
 from synthetic_run import emblem, encode, log_step, make_episode, make_examples, reward_of, start, write_validation
 
 from mmsr1.report.closing import closing_table
+from mmsr1.report.progress import RunProgress
 from mmsr1.report.run import main, write_report
 from mmsr1.run_directory import RunDirectory, episode_record
 from mmsr1.types import Picture
@@ -74,6 +76,30 @@ def test_the_page_opens_with_what_ran_and_its_closing_table(full_report: tuple[s
     assert "94.7 % [91.7, 97.7]" in text and "0.908 [0.878, 0.938]" in text
     sections = [html.index(f'id="{name}"') for name in ("result", "film", "curves", "trajectories", "configuration")]
     assert sections == sorted(sections)
+
+
+def test_the_page_shows_what_searching_took_and_cost(full_report: tuple[str, Page]) -> None:
+    html, _ = full_report
+    cells = "".join(f"<td>{cell}</td>" for cell in (3000, 2900, 12, 7, 1.5, 45, "0.0510", "0.0004", 2.25))
+    assert f'<th scope="row">image search</th>{cells}</tr>' in html
+    assert '<th scope="row">text search</th>' not in html  # nobody used it
+
+
+def test_the_terminal_shows_the_same_table_and_nothing_where_nobody_searched(full_run: RunDirectory) -> None:
+    console = Console(record=True, width=160, file=io.StringIO())
+    progress = RunProgress(1, console)
+    progress.searches({})
+    assert console.export_text(clear=False) == ""
+    progress.searches(full_run.read_summary()["tools"])
+    assert re.search(r"image search\W+3000\W+2900\W+12\W+7\W+1.5\W+45\W+0.0510\W+0.0004\W+2.25", console.export_text())
+
+
+def test_the_page_says_why_a_run_ended_early(tmp_path: Path) -> None:
+    run = start(RunDirectory(tmp_path))
+    run.finish("interrupted", 3.0, reason="tools.budget.usd_per_run=1 is reached: <b>")
+    assert run.read_run()["reason"].startswith("tools.budget") and "error" not in run.read_run()
+    _, page = report_of(run)
+    assert "interrupted: tools.budget.usd_per_run=1 is reached: <b>" in squeezed(page.text)
 
 
 def test_the_page_is_one_small_file_that_asks_the_network_for_nothing(full_report: tuple[str, Page]) -> None:

@@ -48,6 +48,11 @@ def test_a_malformed_search_turn_costs_the_format() -> None:
     assert format_score(["<reason>r</reason><text_search> </text_search>", ANSWER]) == 0.0
 
 
+def test_a_search_by_a_part_of_the_image_keeps_the_format_only_where_it_is_allowed() -> None:
+    turns = ["<reason>r</reason><search><crop>0,0,50,50</crop></search>", TEXT, ANSWER]
+    assert (format_score(turns), format_score(turns, crops=True)) == (0.0, 1.0)
+
+
 def test_a_tag_mentioned_in_the_reasoning_is_allowed() -> None:
     turn = "<reason>No need for <text_search>county</text_search>.\nSure.</reason>\n<answer>Kent</answer>\n"
     assert format_score([turn]) == 1.0

@@ -64,6 +64,13 @@ def test_parts_of_a_correct_alias_after_two_searches() -> None:
     }
 
 
+def test_a_crop_is_charged_as_a_search_only_where_it_is_allowed() -> None:
+    turns = ["<reason>r</reason><search><crop>0,0,50,50</crop></search>", RIGHT]
+    assert total(turns, RewardSpec(crops=True)) == pytest.approx(0.91)
+    # Not carried out, so not charged, but it costs the format: 0.9 * 1 * 1 + 0.
+    assert total(turns) == pytest.approx(0.9)
+
+
 def test_a_wrong_answer_pays_no_penalty() -> None:
     parts = score_turns([IMAGE, WRONG], "Kent", (), PAPER).parts
     assert (parts["accuracy"], parts["penalty"], parts["searches"]) == (0.0, 1.0, 1.0)

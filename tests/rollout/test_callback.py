@@ -24,7 +24,7 @@ from mmsr1.rollout.stream import StreamSpec
 from mmsr1.rollout.supply import SupplySpec
 from mmsr1.rollout.worker import RolloutWorker
 from mmsr1.run_directory import RunDirectory
-from mmsr1.types import Example, Group, StepPrompts, Timings, ToolResult
+from mmsr1.types import Episode, Example, Group, StepPrompts, Timings, ToolResult
 from tests.models.fitting import fit
 from tests.rollout.conversation import SAMPLING, MemoryTool, make_renderer, picture, titled
 
@@ -56,6 +56,7 @@ class Counter(LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.log_, self.buffer, self.late = log, buffer, late
         self.groups: list[tuple[Group, ...]] = []
+        self.probes: list[tuple[Episode, ...]] = []
         self.figures: dict[str, float] = {}
 
     def configure_model(self) -> None:
@@ -63,7 +64,9 @@ class Counter(LightningModule):
 
     def training_step(self, batch: StepPrompts, index: int) -> None:
         if self.buffer is not None:
-            self.groups.append(self.buffer.take(batch.step + self.late))
+            taken = self.buffer.take(batch.step + self.late)
+            self.groups.append(taken.groups)
+            self.probes.append(taken.probes)
         self.weight.data += 1
         self.figures = {"loss": 0.5 * batch.step, "kl": 0.25}
         self.log_.append(("training_step", batch.step))
@@ -144,7 +147,9 @@ class Rehearsal:
         overlap: bool = False,
         sleep: bool = False,
         deterministic: bool = False,
+        spent_at: int = 0,
     ) -> None:
+        self.spent_at = spent_at
         self.log: list[Any] = []
         self.run, self.progress, self.logger = RunDirectory(path), Progress(self.log), Logger()
         self.record = RunRecord(
@@ -178,7 +183,11 @@ class Rehearsal:
             ),
             schedule=Schedule(steps, val_every=2, checkpoint_every=2, keep_last=1),
             record=self.record,
-            tool_counts=lambda tools: {"calls": len(tools["image_search"].asked), "hits": 0},
+            tool_rows=lambda tools: {
+                name: {"calls": len(tools["image_search"].asked), "hits": 0}
+                for name in ("image_search", "service_behind_it")
+            },
+            spent=lambda tools: self.budget_line(len(tools["image_search"].asked)),
             resume=resume,
         )
         self.batches = [StepPrompts(step, tuple(QUESTIONS[2 * step : 2 * step + 2])) for step in range(first, steps)]
@@ -186,6 +195,9 @@ class Rehearsal:
     def fit(self) -> Rehearsal:
         self.trainer = fit(self.module, self.batches, self.callback, logger=self.logger)
         return self
+
+    def budget_line(self, calls: int) -> str | None:
+        return f"{calls} calls made" if 0 < self.spent_at <= calls else None
 
     def rows(self, split: str) -> dict[int, dict[str, Any]]:
         return {row["step"]: row for row in self.run.read_metrics(split)}
@@ -415,6 +427,32 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tiny, tmp_path):
     assert done.rows("val")[0]["reward"] == 1.0
 
 
+def test_a_run_whose_budget_is_spent_ends_after_the_step_and_can_go_on(tiny, tmp_path):
+    """4 calls in the first validation and 6 in each step: the sixteenth is made in the second step."""
+    done = Rehearsal(tiny, tmp_path, answer=search_then_answer, spent_at=16).fit()
+    assert done.record.stopped == "16 calls made" and done.record.steps_done == 2
+    assert [*done.rows("train")] == [1, 2] and done.engine.closed
+    assert [*done.rows("val")] == [0]  # nothing is left to validate with
+    last = checkpoint.complete(tmp_path / "checkpoints")[-1]
+    assert last.name == "00000002"
+    again = Rehearsal(tiny, tmp_path, answer=search_then_answer, resume=last, first=2).fit()
+    assert again.record.stopped is None
+    assert [*again.rows("train")] == [1, 2, 3] and [*again.rows("val")] == [0, 3]
+    assert again.record.tool_calls["calls"] == 16 + 6 + 4
+    assert again.record.tools["service_behind_it"]["calls"] == 16 + 6 + 4
+
+
+def test_a_budget_that_the_first_validation_spends_lets_no_step_begin(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path, answer=search_then_answer, spent_at=4).fit()
+    assert done.record.stopped == "4 calls made" and done.rows("train") == {} and [*done.rows("val")] == [0]
+    assert checkpoint.complete(tmp_path / "checkpoints") == [] and done.engine.closed
+
+
+def test_a_budget_that_the_last_step_spends_changes_nothing(tiny, tmp_path):
+    done = Rehearsal(tiny, tmp_path, answer=search_then_answer, spent_at=24).fit()
+    assert done.record.stopped is None and [*done.rows("val")] == [0, 2, 3]
+
+
 def test_supervised_runs_roll_out_only_for_validation(tiny, tmp_path):
     done = Rehearsal(tiny, tmp_path, supervised=True).fit()
     assert ("train rollouts", 6) not in done.log
@@ -460,6 +498,18 @@ def test_with_overlap_a_step_is_rolled_out_while_the_one_before_it_trains(tiny, 
     assert versions == [{0}, {0}, {1}]  # the first two before any update, the third before the second
     assert [row["examples"] for row in done.run.read_consumed()] == [["t0", "t1"], ["t2", "t3"], ["t4", "t5"]]
     assert done.rows("train")[2]["seconds_waited"] <= done.rows("train")[2]["seconds_rollout"] + 1
+
+
+def test_where_rollouts_may_be_stale_every_step_compares_a_few_short_fresh_turns(tiny, tmp_path):
+    ahead = StreamSpec(2, max_staleness=1)
+    settings: dict[str, Any] = {"answer": search_then_answer, "deterministic": True}
+    done = Rehearsal(tiny, tmp_path, overlap=True, stream=ahead, **settings).fit()
+    assert [{probe.weight_version for probe in probes} for probes in done.module.probes] == [{0}, {1}, {2}]
+    for groups, probes in zip(done.module.groups, done.module.probes, strict=True):
+        assert [probe.example_id for probe in probes] == [group.example.id for group in groups]
+        assert all(len(probe.turns) == 1 and not probe.calls for probe in probes)  # it would search, if it could
+    none = Rehearsal(tiny, tmp_path / "fresh", **settings).fit()
+    assert not any(none.module.probes)
 
 
 def test_a_run_with_overlap_resumes_with_the_groups_it_had_ready(tiny, tmp_path):

@@ -10,7 +10,7 @@ import yaml
 from mmsr1.rollout.prompts import Prompts, load_prompts, split_template
 from mmsr1.rollout.protocol import TAGS
 
-BUILT_IN = ("emblem", "on_demand")
+BUILT_IN = ("emblem", "on_demand", "on_demand_crops")
 
 
 def write(path: Path, **changed: Any) -> str:
@@ -40,6 +40,12 @@ def test_the_long_prompts_explain_every_tag_of_the_protocol() -> None:
     prompts = load_prompts("on_demand")
     assert all(f"<{tag}>" in prompts.question for tag in TAGS if tag not in ("think", "tool_call"))
     assert all("<answer>" in text for text in (prompts.image_results, prompts.text_results, prompts.last_turn))
+
+
+def test_the_prompts_with_crops_differ_in_the_offer_alone() -> None:
+    plain, crops = asdict(load_prompts("on_demand")), asdict(load_prompts("on_demand_crops"))
+    assert [key for key in plain if plain[key] != crops[key]] == ["question"]
+    assert "<search><crop>x1,y1,x2,y2</crop></search>" in crops["question"] and "<crop>" not in plain["question"]
 
 
 def test_a_users_file_works_and_keeps_every_character(tmp_path: Path) -> None:

@@ -67,6 +67,39 @@ def test_what_cannot_be_carried_out_is_malformed_and_says_for_which_tool(text: s
     assert not well_formed(THINK + text)
 
 
+CROP = "<search><crop>10,20,110,220</crop></search>"
+
+
+def test_a_crop_is_an_action_only_where_it_is_allowed() -> None:
+    assert parse_turn(THINK + CROP, crops=True) == ImageSearch((10, 20, 110, 220))
+    assert well_formed(THINK + CROP, crops=True) and searches([CROP], crops=True) == ["image_search"]
+    assert parse_turn(THINK + CROP) == parse_turn(THINK + "<search>the tower</search>")
+    assert not well_formed(THINK + CROP) and searches([CROP]) == []
+    assert parse_turn("<search> <crop> -3 , 0,\n 90,40 </crop>\n</search>", crops=True) == ImageSearch((-3, 0, 90, 40))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "<crop></crop>", "<crop>1,2,30</crop>", "<crop>1,2,30,40,50</crop>", "<crop>1.5,2,30,40</crop>", "1,2,30,40"]
+    + ["<crop>1,2,30,40", "<img><crop>1,2,30,40</crop>", "<crop>1,2,30,40</crop><crop>1,2,30,40</crop>"]
+    + ["<crop>30,2,1,40</crop>", "<crop>1,2,8,40</crop>", "<crop>1,2,30,9</crop>", "<crop>a,b,c,d</crop>"]
+    + ["<crop>1,2,30,4000000</crop>", "<crop>\u0661,2,30,40</crop>", "<crop>1 2 30 40</crop>", "the tower"],
+)
+def test_a_crop_that_says_nothing_is_malformed(content: str) -> None:
+    for crops in (True, False):
+        action = parse_turn(f"{THINK}<search>{content}</search>", crops)
+        assert isinstance(action, Malformed) and action.tool == "image_search" and action.detail
+        assert not well_formed(f"{THINK}<search>{content}</search>", crops)
+
+
+@given(st.sampled_from([IMAGE, TEXT, ANSWER]) | WORDS, st.booleans())
+def test_turns_without_a_crop_are_read_as_ever(action: str, thinks: bool) -> None:
+    turn = (THINK if thinks else "") + action
+    assert well_formed(turn, crops=True) == well_formed(turn) and searches([turn], crops=True) == searches([turn])
+    with_crops, without = parse_turn(turn, crops=True), parse_turn(turn)
+    assert with_crops == without or (isinstance(with_crops, Malformed) and isinstance(without, Malformed))
+
+
 def test_spaces_around_the_image_do_not_matter_and_an_empty_answer_is_one() -> None:
     assert parse_turn("<search> <img>\n</search>") == ImageSearch()
     assert parse_turn("<answer> </answer>") == Answer("")

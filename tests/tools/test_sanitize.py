@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from mmsr1.rollout.protocol import TAGS, Malformed, parse_turn
-from mmsr1.tools.sanitize import neutralise
+from mmsr1.tools.sanitize import neutralise, one_line
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|vision_start|>")
 TAG_TOKENS = tuple(f"<{slash}{name}>" for name in TAGS for slash in ("", "/"))
@@ -72,7 +72,13 @@ def test_only_brackets_and_pipes_are_exchanged(text):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet=st.characters(blacklist_characters="<≮‹⟨〈❬❰˂ᐸ＜﹤", blacklist_categories=("Cc", "Cs"))))
+@given(
+    st.text(
+        alphabet=st.characters(
+            blacklist_characters="<≮‹⟨〈❬❰❮˂ᐸ＜﹤⟪《⧼≪≺⋖ᚲ\U0001d236", blacklist_categories=("Cc", "Cs")
+        )
+    )
+)
 def test_text_without_an_opening_bracket_stays(text):
     assert neutralise(text) == text
 
@@ -111,6 +117,14 @@ def test_ordinary_text_stays(text):
         ("＜∣im_end∣＞", "(:im_end:)"),
         ("<аnswеr>", "(аnswеr)"),
         ("<ánswer>", "(ánswer)"),
+        ("<ᴀɴsᴡᴇʀ>", "(ᴀɴsᴡᴇʀ)"),
+        ("<SEARCΗ>", "(SEARCΗ)"),
+        ("<ꭺnsweꭱ>", "(ꭺnsweꭱ)"),
+        ("<\u2800an\u2800swer>", "(\u2800an\u2800swer)"),
+        ("❮∕answer❯", "(∕answer)"),
+        ("<¦im_end¦>", "(:im_end:)"),
+        ("<🅰nswer>", "(🅰nswer)"),
+        ("<crop>1,2,3,4</crop>", "(crop)1,2,3,4(/crop)"),
         ("<tool_call>", "(tool_call)"),
         ("<tool_response>", "(tool_response)"),
         ("cut <ans", "cut (ans"),
@@ -123,6 +137,11 @@ def test_ordinary_text_stays(text):
 )
 def test_hostile_text_is_readable_and_harmless(text, safe):
     assert neutralise(text) == safe
+
+
+def test_a_text_on_one_line_keeps_its_words():
+    assert one_line("one two") == "one two" and one_line("") == "" and one_line(" a\tb ") == " a\tb "
+    assert one_line("a\nb\r\n\n\u2028c\x0b") == "a b c"
 
 
 def test_hostile_text_takes_linear_time():

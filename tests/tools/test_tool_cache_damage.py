@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 from cache_helpers import THUMBNAIL, Backend, Opens, ask, tamper
 
+from mmsr1.tools import cache
 from mmsr1.tools.cache import CachedTool, cache_key
 from mmsr1.tools.store import Store
 from mmsr1.types import ToolItem
@@ -78,3 +79,31 @@ def test_a_disk_that_refuses_costs_money_not_the_run(store, log):
     tool = CachedTool(Backend(log), Full(store.directory))
     assert [ask(tool).status for _ in range(2)] == ["ok", "ok"]
     assert tool.counters.unwritten == 2 and tool.counters.backend_calls == 2
+
+
+def test_without_room_for_a_lock_file_the_call_is_made_all_the_same(store, log, monkeypatch):
+    (store.directory / "no folder").write_text("")
+    monkeypatch.setattr(store, "lock_path", lambda key: store.directory / "no folder" / "lock")
+    tool = CachedTool(Backend(log), store)
+    assert [ask(tool).cached for _ in range(2)] == [False, True]
+
+
+def test_what_is_remembered_is_what_is_on_disk(store, log):
+    """An entry that changes is read again, and memory holds no more than it should."""
+    tool = CachedTool(Backend(log), store)
+    ask(tool)
+    first, second = ask(tool), ask(tool)
+    assert first.items is second.items  # decoded once
+    tamper(store.directory, KEY, value=edited())
+    assert ask(tool).items == (ToolItem("t"),)
+
+
+def test_memory_forgets_what_was_not_asked_for_longest_and_what_is_large(store, log, monkeypatch):
+    monkeypatch.setattr(cache, "REMEMBERED", 2)
+    tool = CachedTool(Backend(log), store)
+    for query in ("a", "b", "a", "b", "a", "c", "c"):
+        ask(tool, query)
+    assert set(tool._memory) == {cache_key("text_search", "b1", query) for query in ("a", "c")}
+    monkeypatch.setattr(cache, "REMEMBERED_BYTES", 10)
+    large = CachedTool(Backend(log), store)
+    assert [ask(large, "a").cached for _ in range(2)] == [True, True] and large._memory == {}

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import resource
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -128,3 +130,64 @@ def test_a_damaged_database_is_reported_as_corrupt(store):
         database.with_name("cache.db-wal").unlink(missing_ok=True)
     with pytest.raises(CorruptEntry, match="unreadable row"):
         store.get(KEY)
+
+
+def test_a_store_that_cannot_be_opened_says_what_to_do(store):
+    store.close()
+    for database in store.directory.glob("*/cache.db"):
+        database.write_bytes(b"no database at all" * 500)
+        database.with_name("cache.db-wal").unlink(missing_ok=True)
+    with pytest.raises(OSError, match="cannot be opened .*: make room on its disk, or move it away"):
+        Store(store.directory)
+
+
+def test_a_value_that_the_disk_refuses_leaves_nothing_behind(store):
+    store.put(KEY, b"old" * LARGE)
+    (old,) = store.directory.glob("*/*/*/*.val")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))  # as a full disk, half-way through the file
+    try:
+        with pytest.raises(OSError, match="too large"):
+            store.put(KEY, b"x" * 1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.get(KEY) == b"old" * LARGE and list(store.directory.glob("*/*/*/*.val")) == [old]
+
+
+class Refusing:
+    """A connection whose COMMIT fails, as on a disk that has just become full."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def execute(self, statement: str, *rest):
+        if statement == "COMMIT":
+            raise sqlite3.OperationalError("database or disk is full")
+        return self.connection.execute(statement, *rest)
+
+    def __getattr__(self, name: str):
+        return getattr(self.connection, name)
+
+
+def test_a_row_that_the_disk_refuses_leaves_no_file_and_no_open_transaction(store):
+    shard = store._shard(KEY)
+    shard._local.con = Refusing(shard._con)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.put(KEY, b"x" * LARGE)
+    shard._local.con = shard._local.con.connection
+    assert store.get(KEY) is None and not list(store.directory.glob("*/*/*/*.val"))
+    store.put(KEY, b"x" * LARGE)  # there is room again
+    assert store.get(KEY) == b"x" * LARGE
+
+
+def test_a_locked_database_is_an_error_and_not_tried_for_ever(store):
+    shard = store._shard(KEY)
+    shard._con.execute("PRAGMA busy_timeout = 10")
+    other = sqlite3.connect(Path(shard.directory) / "cache.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(OSError, match="cannot be written"):
+        store.put(KEY, "x" * LARGE)
+    assert store.get(KEY) is None and not list(store.directory.glob("*/*/*/*.val"))
+    other.execute("ROLLBACK")
+    store.put(KEY, "x")
+    assert store.get(KEY) == "x"

@@ -1,0 +1,247 @@
+"""The search tools of a configuration: who is asked, and everything that stands around a call.
+
+    local       Metered( Rehearsed( CachedTool( tool )))
+    otherwise   Metered( Rehearsed( pipeline of parts )), each part  Parsed( Cached( Paid( Guarded( provider ))))
+
+`Rehearsed` only where the configuration asks for faults. docs/tools.md draws the whole stack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from mmsr1.assembly.data import emblem_store
+from mmsr1.config import Config, ConfigError, FaultsConfig, PartConfig, ToolsConfig
+from mmsr1.tools.base import Backend, Part, Tool
+from mmsr1.tools.blocklist import Blocklist
+from mmsr1.tools.breaker import Breaker
+from mmsr1.tools.budget import Budget, BudgetLimits, Paid
+from mmsr1.tools.cache import PICTURE, TEXT, CachedPart, CachedTool, Codec
+from mmsr1.tools.faults import FaultSpec, Rehearsed
+from mmsr1.tools.fetch import SafeFetch
+from mmsr1.tools.guard import CallPolicy, Guarded
+from mmsr1.tools.image_search.local import LocalImageSearch
+from mmsr1.tools.image_search.web import WebImageSearch
+from mmsr1.tools.items import ItemsTool
+from mmsr1.tools.ledger import Ledger
+from mmsr1.tools.meter import Meter, Row
+from mmsr1.tools.metered import Metered
+from mmsr1.tools.providers import image_provider, reader_provider, summarizer_provider, text_provider
+from mmsr1.tools.providers.base import Provider
+from mmsr1.tools.providers.raw import ParsedPart, RawBackend
+from mmsr1.tools.store import Store
+from mmsr1.tools.text_search.local import LocalTextSearch
+from mmsr1.tools.text_search.web import WebTextSearch
+from mmsr1.tools.thumbnails import ThumbnailBackend
+from mmsr1.tools.web_codecs import PAGE, SUMMARY
+from mmsr1.tools.web_types import Page
+from mmsr1.types import Picture, ToolName
+
+HITS = 10  # asked of a search engine: more than are shown, because some are blocked or cannot be read
+# Thumbnails come from a search engine's own hosts, which bear more than its interface; they are worth little waiting.
+THUMBNAILS = CallPolicy(attempts=2, timeout_s=10, deadline_s=20, rate_per_s=100, concurrent=64)
+# A rehearsed day lets few calls succeed in a row; a breaker made for sound services would stay open.
+REHEARSED_FAILURES, REHEARSED_COOL_DOWN_S = 20, 1.0
+NEVER = 10**9  # of what is fetched from many hosts: one that is down says nothing about the next
+PATIENCE_S = 3600.0  # beyond what any tool allows itself
+
+
+class SearchTools(dict[Any, Tool[Any]]):
+    """The tools by name, and what a run wants to know of them."""
+
+    def __init__(self, tools: Mapping[ToolName, Tool[Any]], meter: Meter, budget: Budget, stops: bool) -> None:
+        super().__init__(tools)
+        self._meter, self._budget, self._stops = meter, budget, stops
+        self.closing: list[Callable[[], Awaitable[None]]] = []
+
+    def rows(self) -> Mapping[str, Row]:
+        """Figures of every tool and part since they were made."""
+        return self._meter.rows()
+
+    def spent(self) -> str | None:
+        """Why the run is to end, in one line; None while there is something left, or nothing is to end it."""
+        return self._budget.left if self._stops else None
+
+    async def aclose(self) -> None:
+        """Close all connections; on the event loop that used them."""
+        await asyncio.gather(*(close() for close in self.closing), return_exceptions=True)
+
+
+def ledger_folder(run: Path) -> Path:
+    return run / "ledger"
+
+
+def search_tools(config: Config, run: Path, rank: int = 0, ranks: int = 1) -> SearchTools:
+    """Image and text search for one of `ranks` processes of the run in folder `run`. Raises as `check_tools` does."""
+    stack = _Stack(config, run, rank, ranks)
+    tools: dict[ToolName, Tool[Any]] = {
+        "image_search": Metered(stack.rehearsed(stack.image_search()), stack.meter),
+        "text_search": Metered(stack.rehearsed(stack.text_search()), stack.meter),
+    }
+    made = SearchTools(tools, stack.meter, stack.budget, config.tools.budget.when_spent == "stop")
+    made.closing = stack.closing
+    return made
+
+
+def check_tools(config: Config, run: Path) -> None:
+    """Whether the run in folder `run` can begin with these tools; quick, and asks nobody.
+
+    Raises ConfigError for what a provider does not take, a key that is not there, or a budget that is spent already.
+    """
+    for name, provider in part_providers(config.tools):
+        check_key(name, provider)
+    blocked(config)
+    told = budget(config, run).left
+    if told is not None and config.tools.budget.when_spent == "stop":
+        raise ConfigError(told)
+
+
+def budget(config: Config, run: Path) -> Budget:
+    """What the run may spend; a day's limits are shared with all that share the cache."""
+    limits = {name: value for name, value in vars(config.tools.budget).items() if name != "when_spent"}
+    try:
+        return Budget(BudgetLimits(**limits), run, Path(config.tools.cache_dir) / "budget")
+    except ValueError as error:
+        raise ConfigError(f"tools.budget: {' '.join(str(error).split())}") from error
+
+
+def check_key(name: str, provider: Provider[Any, Any]) -> None:
+    """Raises ConfigError if the key of a part is not there."""
+    secret = provider.secret
+    if secret is not None and secret.missing:
+        raise ConfigError(f"tools.{name}.key_env={secret.env}: this environment variable is not set; put the key in it")
+
+
+def part_providers(tools: ToolsConfig) -> Iterator[tuple[str, Provider[Any, Any]]]:
+    """Every part of the configuration that asks a service, by its name in `tools`. Raises ConfigError."""
+    pages = tools.reader.provider != "none"
+    image_hits = tools.image_results if tools.image_search.provider == "retrieve" else HITS
+    text_hits = tools.text_results if tools.text_search.provider == "retrieve" else max(HITS, tools.pages_tried * pages)
+    summary = {"sentences": tools.summary_sentences, "page_characters": tools.page_characters}
+    picture = {"image_url": tools.image_url, "thumbnail_edge": tools.thumbnail_edge, "results": image_hits}
+    wanted: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        ("image_search", image_provider, picture),
+        ("text_search", text_provider, {"results": text_hits}),
+        ("reader", reader_provider, {}),
+        ("summarizer", summarizer_provider, summary),
+    )
+    for name, make, settings in wanted:
+        part: PartConfig = getattr(tools, name)
+        asks = part.provider != "none" and (part.provider != "local" or name == "reader")
+        if asks and not (name in ("reader", "summarizer") and tools.text_search.provider in ("local", "retrieve")):
+            yield name, _provider(name, part, make, settings)
+
+
+def _provider(name: str, part: PartConfig, make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    access = {"url": part.url, "key_env": part.key_env, "price_usd": part.price_usd}
+    try:
+        return make(part.provider, **access, timeout_s=part.timeout_s, options=part.options, **settings)
+    except ValueError as error:
+        raise ConfigError(f"tools.{name}.{error}") from error
+
+
+def blocked(config: Config) -> Blocklist:
+    try:
+        return Blocklist(config.tools.blocklist)
+    except ValueError as error:
+        raise ConfigError(f"tools.{error}") from error
+
+
+def policy(part: PartConfig, ranks: int) -> CallPolicy:
+    """How one of `ranks` processes may ask; the rate is that of all together."""
+    return CallPolicy(part.attempts, part.timeout_s, part.deadline_s, part.rate_per_s / ranks, part.concurrent)
+
+
+@dataclass
+class _Stack:
+    """What the tools of one process are made of."""
+
+    config: Config
+    run: Path
+    rank: int
+    ranks: int
+
+    def __post_init__(self) -> None:
+        self.meter = Meter()
+        self.closing: list[Callable[[], Awaitable[None]]] = []
+        for name in get_args(ToolName):  # first in every table
+            self.meter.part(name)
+        self.cache = Store(Path(self.config.tools.cache_dir))
+        self.ledger = Ledger(ledger_folder(self.run), f"rank{self.rank}")
+        self.budget = budget(self.config, self.run)
+        self._providers = dict(part_providers(self.config.tools))
+        self.closing += [provider.aclose for provider in self._providers.values()]
+
+    def image_search(self) -> Tool[Picture]:
+        tools = self.config.tools
+        if tools.image_search.provider == "local":
+            index = emblem_store(self.config).image_index
+            return self._cached(LocalImageSearch(index, tools.image_results, tools.thumbnails))
+        search = self._part("image_search", TEXT)
+        if tools.image_search.provider == "retrieve":
+            return ItemsTool("image_search", search)
+        blocklist, shown = blocked(self.config), tools.thumbnails
+        return WebImageSearch(search, self._thumbnails() if shown else None, tools.image_results, shown, blocklist)
+
+    def text_search(self) -> Tool[str]:
+        tools = self.config.tools
+        if tools.text_search.provider == "local":
+            return self._cached(LocalTextSearch(emblem_store(self.config).text_index, tools.text_results))
+        search = self._part("text_search", TEXT)
+        if tools.text_search.provider == "retrieve":
+            return ItemsTool("text_search", search)
+        summarizer = self._part("summarizer", SUMMARY) if "summarizer" in self._providers else None
+        reader = self._pages() if "reader" in self._providers else None
+        blocklist = blocked(self.config)
+        return WebTextSearch(search, reader, summarizer, tools.text_results, tools.pages_tried, blocklist)
+
+    def rehearsed(self, tool: Tool[Any]) -> Tool[Any]:
+        """The tool with the faults that the configuration asks for."""
+        faults = self.config.faults
+        spec = fault_spec(faults, tool.name)
+        if not spec.any:
+            return tool
+
+        def guard(backend: Backend[Any, Any]) -> Part[Any, Any]:
+            policy = CallPolicy(faults.attempts, PATIENCE_S, PATIENCE_S, 1e6, 10_000, backoff_s=faults.latency_s)
+            breaker = Breaker(REHEARSED_FAILURES, REHEARSED_COOL_DOWN_S)
+            return Guarded(backend, policy, breaker, self.meter, self.config.seed)
+
+        return Rehearsed(tool, spec, self.config.seed, guard)
+
+    def _cached(self, tool: Tool[Any]) -> Tool[Any]:
+        return CachedTool(tool, self.cache, ledger=self.ledger)
+
+    def _part(self, name: str, codec: Codec[Any, str], counted: bool = True) -> Part[Any, Any]:
+        """A service behind everything that stands around its calls; its raw answers are what is kept."""
+        provider, part = self._providers[name], getattr(self.config.tools, name)
+        many_hosts = name == "reader" and part.provider == "local"
+        guarded = Guarded(
+            RawBackend(provider),
+            policy(part, self.ranks),
+            Breaker(failures=NEVER) if many_hosts else Breaker(),
+            self.meter,
+            self.config.seed,
+        )
+        paid = Paid(guarded, self.budget, self.ledger)
+        return ParsedPart(CachedPart(paid, self.cache, codec, meter=self.meter if counted else None), provider)
+
+    def _pages(self) -> Part[str, Page]:
+        """Pages as they were read, kept beside the raw answers: reading one again takes its time."""
+        return CachedPart(self._part("reader", TEXT, counted=False), self.cache, PAGE, meter=self.meter)
+
+    def _thumbnails(self) -> Part[str, Picture]:
+        tools = self.config.tools
+        fetch = SafeFetch(THUMBNAILS.timeout_s, tools.thumbnail_hosts)
+        self.closing.append(fetch.aclose)
+        backend = ThumbnailBackend(fetch, tools.thumbnail_edge)
+        guarded = Guarded(backend, THUMBNAILS, Breaker(failures=NEVER), self.meter, self.config.seed)
+        return CachedPart(guarded, self.cache, PICTURE, meter=self.meter)
+
+
+def fault_spec(faults: FaultsConfig, tool: ToolName) -> FaultSpec:
+    return FaultSpec(faults.share, tool in faults.outage, faults.latency_s, faults.timeout_s)

@@ -1,0 +1,189 @@
+"""Try every configured part once, past the cache, and say what is wrong with it, before a run finds out.
+
+    python -m mmsr1.tools.check tools=web tools.summarizer.url=http://localhost:8000
+
+Overrides are those of train.py. Exit status 1 if a part cannot be used as it is, 2 for a mistake in the configuration.
+Each part that is paid for is paid once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Column, Table
+
+from mmsr1.assembly.tools import part_providers
+from mmsr1.cli import USER_ERRORS, explain, refuse
+from mmsr1.config import ToolsConfig, register
+from mmsr1.tools.base import CallFailed
+from mmsr1.tools.fetch import SafeFetch
+from mmsr1.tools.pictures import encode_png
+from mmsr1.tools.providers.base import Provider
+from mmsr1.tools.providers.raw import RawBackend
+from mmsr1.tools.thumbnails import ThumbnailBackend
+from mmsr1.tools.web_types import ImageHit, Page, SummaryQuery, WebHit
+from mmsr1.types import Picture
+
+CONF = Path(__file__).parents[2] / "conf"
+QUERY = "When was the Eiffel Tower built?"
+PAGE = Page(
+    "https://en.wikipedia.org/wiki/Eiffel_Tower",
+    "Eiffel Tower",
+    "The Eiffel Tower stands in Paris. It was built from 1887 to 1889 by the company of Gustave Eiffel.",
+)
+PAGES_TRIED = 3  # one page or another refuses to be read, whoever asks
+REMEDIES: Mapping[str, str] = {
+    "transient": "not reachable",
+    "throttled": "asked too often just now",
+    "exhausted": "no calls or credits left",
+    "refused": "key or address refused",
+    "blocked": "refuses to be read",
+    "broken": "answers what cannot be read",
+    "invalid": "does not accept the request",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of trying a part; `wrong` is empty if it can be used."""
+
+    part: str
+    provider: str
+    seconds: float
+    cost_usd: float
+    said: str
+    wrong: str = ""
+
+
+async def tried(tools: ToolsConfig) -> list[Finding]:
+    """A finding for each part, in the order in which a search uses them. Raises ConfigError."""
+    found: list[Finding] = []
+    pictures, pages = [], [PAGE.url]
+    for name, provider in part_providers(tools):
+        try:
+            if name == "image_search":
+                finding, hits = await _try(name, provider, _picture())
+                pictures = [hit.thumbnail_url for hit in hits or () if isinstance(hit, ImageHit) and hit.thumbnail_url]
+            elif name == "text_search":
+                finding, hits = await _try(name, provider, QUERY)
+                pages = [hit.url for hit in hits or () if isinstance(hit, WebHit)] or pages
+            elif name == "reader":
+                finding = await _first_good(name, provider, pages)
+            else:
+                finding, _ = await _try(name, provider, SummaryQuery(QUERY, PAGE))
+            found.append(finding)
+        finally:
+            await provider.aclose()
+        if name == "image_search" and tools.thumbnails and pictures:
+            found.append(await _thumbnail(tools, pictures[0]))
+    return found
+
+
+async def _try(name: str, provider: Provider[Any, Any], query: Any) -> tuple[Finding, Any]:
+    """(finding, what was found); one attempt, without anything around it."""
+    if provider.secret is not None and provider.secret.missing:
+        wrong = f"key missing: put it into the environment variable {provider.secret.env}"
+        return Finding(name, provider.name, 0.0, 0.0, "not asked", wrong), None
+    start = time.perf_counter()
+    try:
+        answer = await RawBackend(provider).ask(query)
+        value = None if answer.value is None else provider.parse(answer.value, query)
+    except CallFailed as error:
+        return Finding(name, provider.name, time.perf_counter() - start, 0.0, error.cause, _wrong(error)), None
+    seconds = time.perf_counter() - start
+    return Finding(name, provider.name, seconds, answer.cost_usd, _summary_of(value)), value
+
+
+async def _first_good(name: str, provider: Provider[Any, Any], pages: list[str]) -> Finding:
+    """The first page that can be read, or why the last one that was tried cannot."""
+    finding, cost_usd = None, 0.0
+    for page in pages[:PAGES_TRIED]:
+        finding, value = await _try(name, provider, page)
+        cost_usd += finding.cost_usd
+        if value is not None or not finding.wrong.startswith(REMEDIES["blocked"]):
+            break
+    assert finding is not None
+    return Finding(finding.part, finding.provider, finding.seconds, cost_usd, finding.said, finding.wrong)
+
+
+async def _thumbnail(tools: ToolsConfig, url: str) -> Finding:
+    fetch, start = SafeFetch(10.0, tools.thumbnail_hosts), time.perf_counter()
+    try:
+        answer = await ThumbnailBackend(fetch, tools.thumbnail_edge).ask(url)
+        said, wrong = _summary_of(answer.value), ""
+    except CallFailed as error:
+        said, wrong = error.cause, f"{_wrong(error)} (tools.thumbnail_hosts)"
+    finally:
+        await fetch.aclose()
+    return Finding("thumbnails", "search engine's hosts", time.perf_counter() - start, 0.0, said, wrong)
+
+
+def _wrong(error: CallFailed) -> str:
+    return f"{REMEDIES[error.cause]}: {error.detail}"
+
+
+def _summary_of(value: Any) -> str:
+    """What was found, without quoting it."""
+    if isinstance(value, Picture):
+        return f"{len(value.data)} bytes"
+    if isinstance(value, Page):
+        return f"{len(value.text)} characters"
+    if isinstance(value, str) and value:
+        return f"{len(value)} characters"
+    return f"{len(value)} results" if value else "nothing found"
+
+
+def _picture() -> Picture:
+    """Something to search by: a tower of sorts."""
+    image = Image.new("RGB", (200, 280), "lightskyblue")
+    ImageDraw.Draw(image).polygon([(100, 20), (60, 260), (140, 260)], fill="saddlebrown")
+    return encode_png(image)
+
+
+def table(found: list[Finding]) -> Table:
+    headings = ("part", "provider", "status", "seconds", "cost USD", "what")
+    shown = Table(*(Column(heading, overflow="fold") for heading in headings))
+    for one in found:
+        status = "WRONG" if one.wrong else "ok"
+        what = one.wrong or one.said
+        shown.add_row(one.part, one.provider, status, f"{one.seconds:.2f}", f"{one.cost_usd:.4f}", what)
+    return shown
+
+
+def composed(overrides: list[str]) -> ToolsConfig:
+    """The tools of train.py's configuration; the rest need not make sense yet."""
+    register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        raw: Any = hydra.compose("config", overrides)
+    found: Any = OmegaConf.to_object(raw.tools)
+    return found
+
+
+def main(arguments: list[str], console: Callable[[], Console] = Console) -> int:
+    """Print what was found; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m mmsr1.tools.check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("overrides", nargs="*", help="as train.py takes them, e.g. tools=web")
+    try:
+        found = asyncio.run(tried(composed(parser.parse_args(arguments).overrides)))
+    except USER_ERRORS as error:
+        refuse(explain(error))
+    if not found:
+        sys.stdout.write("all tools are local indexes: there is nobody to ask\n")
+        return 0
+    console().print(table(found))
+    return 1 if any(one.wrong for one in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,241 @@
+"""The one HTTP client of all providers: bounded in time and bytes, follows nothing, tells nobody what was asked.
+
+Messages of `CallFailed` hold neither URL nor key nor body: a key may stand in a query string, and httpx puts the URL
+into its exceptions and into its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_module
+import logging
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import httpx
+
+from mmsr1.tools.base import CallFailed
+from mmsr1.tools.secrets import Secret, redact
+
+MAX_BYTES = 8 * 2**20
+CONNECT_S = 10.0
+# One layer of what zlib can undo in bounded pieces; other methods turn a small piece into gigabytes at once.
+ENCODINGS = ("gzip", "x-gzip", "deflate")
+
+for _name in ("httpx", "httpcore"):  # at INFO the one logs URLs, at DEBUG the other headers: keys stand in both
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class Unanswered(CallFailed):
+    """The question was sent and no answer came: nobody knows whether it is on the bill."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("transient", detail)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered; the body is decompressed, header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+    @property
+    def media_type(self) -> str:
+        """Such as `text/html`; empty if the server did not say."""
+        return self.headers.get("content-type", "").split(";")[0].strip().lower()
+
+    @property
+    def text(self) -> str:
+        """The body in the character set that the server named, or UTF-8; what cannot be read becomes U+FFFD."""
+        _, _, parameter = self.headers.get("content-type", "").lower().partition("charset=")
+        try:
+            return self.body.decode(parameter.split(";")[0].strip("\"' ") or "utf-8", "replace")
+        except (LookupError, ValueError):
+            return self.body.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body as JSON. Raises CallFailed("broken") if it is none."""
+        try:
+            return json_module.loads(self.body.decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise CallFailed("broken", f"HTTP {self.status}, {len(self.body)} bytes that are no JSON") from None
+
+
+class Http:
+    """Requests to one provider. Made on any thread, used on any event loop: each gets a client of its own.
+
+    `timeout_s` bounds a whole exchange, `max_bytes` the decompressed body. `secrets` are taken out of what comes back,
+    for it is cached and quoted. `transport` is for tests.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        timeout_s: float,
+        max_bytes: int = MAX_BYTES,
+        transport: httpx.AsyncBaseTransport | None = None,
+        secrets: Sequence[Secret] = (),
+    ) -> None:
+        self.name, self.secrets = name, tuple(secrets)
+        self._timeout_s, self._max_bytes, self._transport = timeout_s, max_bytes, transport
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        json: Any = None,
+        data: Mapping[str, Any] | None = None,
+        files: Mapping[str, Any] | None = None,
+        max_bytes: int | None = None,
+    ) -> Reply:
+        """The answer, whatever its status, redirects included. Raises CallFailed if there is none."""
+        asked = {"params": params, "headers": headers, "json": json, "data": data, "files": files}
+        async with failures(self._timeout_s):
+            client = self._client()
+            request = client.build_request(method, url, **asked)
+            response = await client.send(request, stream=True)
+            reply = await read(response, self._max_bytes if max_bytes is None else max_bytes)
+        found = {key: redact(value, self.secrets) for key, value in reply.headers.items()}
+        return Reply(reply.status, found, redact(reply.body, self.secrets))
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; those of loops that have ended are gone already."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    def _client(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            client = self._clients[loop] = httpx.AsyncClient(
+                transport=self._transport,
+                timeout=httpx.Timeout(self._timeout_s, connect=min(CONNECT_S, self._timeout_s)),
+                limits=httpx.Limits(max_connections=256, max_keepalive_connections=64),
+                headers={"User-Agent": "mmsr1", "Accept-Encoding": "gzip, deflate"},
+                cookies=no_cookies(),
+            )
+        return client
+
+
+def no_cookies() -> CookieJar:
+    """A jar that keeps nothing: an answer must not depend on what was asked before."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+
+async def read(response: httpx.Response, max_bytes: int) -> Reply:
+    """The whole answer, and the response closed. Raises CallFailed("broken") beyond `max_bytes` decompressed."""
+    try:
+        size = 0
+        pieces: list[bytes] = []
+        async for piece in _decoded(response, max_bytes):
+            size += len(piece)
+            if size > max_bytes:
+                raise CallFailed("broken", f"HTTP {response.status_code}, more than the {max_bytes} bytes allowed")
+            pieces.append(piece)
+    finally:
+        await response.aclose()
+    return Reply(response.status_code, dict(response.headers), b"".join(pieces))
+
+
+async def _decoded(response: httpx.Response, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body, decompressed at most a little beyond `max_bytes`: httpx would unpack each piece as far as it goes."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    stream = response.stream
+    assert isinstance(stream, httpx.AsyncByteStream)
+    if encoding in ("identity", ""):
+        async for piece in stream:
+            yield piece
+        return
+    if encoding not in ENCODINGS:
+        raise CallFailed("broken", f"HTTP {response.status_code}, compressed in a way that was not asked for")
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # the header says which of the two it is
+    begun = False
+    try:
+        async for piece in stream:
+            begun = begun or bool(piece)
+            yield unpack.decompress(piece, max_bytes + 1)  # if that leaves some, the reader has more than it takes
+    except zlib.error:
+        raise CallFailed("broken", f"HTTP {response.status_code}, damaged compression") from None
+    if begun and not unpack.eof:
+        raise CallFailed("broken", f"HTTP {response.status_code}, the compressed body is cut short")
+
+
+@asynccontextmanager
+async def failures(timeout_s: float) -> AsyncIterator[None]:
+    """Whatever goes wrong on the way becomes a `CallFailed` that tells nothing of the request."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        raise CallFailed("transient", _why_unconnected(error)) from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeError):
+        raise CallFailed("invalid", "the request cannot be written as HTTP") from None
+    except (TimeoutError, httpx.TimeoutException):
+        raise Unanswered(f"no answer within {timeout_s:g} s") from None
+    except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+        raise Unanswered(f"the connection was lost ({type(error).__name__})") from None
+
+
+def _why_unconnected(error: BaseException) -> str:
+    """The kind of a failure to connect, found among its causes."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, BaseExceptionGroup):  # one for each address that was tried
+            seen = seen.exceptions[0]
+        for kind, why in (
+            (socket.gaierror, "the host name cannot be resolved"),
+            (ssl.SSLError, "TLS failed"),
+            (ConnectionRefusedError, "the connection was refused"),
+        ):
+            if isinstance(seen, kind):
+                return why
+        seen = seen.__cause__ or seen.__context__
+    return "no connection in time" if isinstance(error, httpx.TimeoutException) else "cannot connect"
+
+
+def raise_for(reply: Reply, detail: str = "") -> None:
+    """Raise what a status means for most providers; return if it is 2xx. `detail` is one line that is fit for a log.
+
+    429 throttled; 401, 403 refused, as are 404 and 405, which speak of an address that is wrong; 402 exhausted; 408,
+    425, 5xx transient; other 4xx invalid. Anything else, a redirect among them, is no answer of a provider: broken.
+    """
+    status = reply.status
+    if 200 <= status < 300:
+        return
+    said = f"HTTP {status}" + (f": {detail}" if detail else "")
+    if status == 429:
+        raise CallFailed("throttled", said, retry_after(reply))
+    if status in (401, 403, 404, 405):
+        raise CallFailed("refused", said)
+    if status == 402:
+        raise CallFailed("exhausted", said)
+    if status in (408, 425) or 500 <= status < 600:
+        raise CallFailed("transient", said, retry_after(reply))
+    raise CallFailed("invalid" if 400 <= status < 500 else "broken", said)
+
+
+def retry_after(reply: Reply) -> float | None:
+    """Seconds that the server asks to wait (given as seconds or as a date); None if it says nothing readable."""
+    text = reply.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(min(int(text[:9]), 10**6))
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

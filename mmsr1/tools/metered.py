@@ -1,0 +1,42 @@
+"""What a tool looks like to the episodes that ask it: the outermost layer, which only counts."""
+
+from __future__ import annotations
+
+import time
+from typing import Generic, TypeVar
+
+from mmsr1.tools.base import Tool
+from mmsr1.tools.meter import Meter
+from mmsr1.types import Picture, ToolName, ToolResult
+
+QueryT = TypeVar("QueryT", str, Picture)
+
+
+class Metered(Generic[QueryT]):
+    """`Tool` whose calls are counted under its name; what it is made of counts for itself.
+
+    A back-end call here is one that was not answered from a cache alone. A call that is cut is not counted.
+    """
+
+    def __init__(self, tool: Tool[QueryT], meter: Meter) -> None:
+        self._tool, self._counters = tool, meter.part(tool.name)
+
+    @property
+    def name(self) -> ToolName:
+        return self._tool.name
+
+    @property
+    def backend(self) -> str:
+        return self._tool.backend
+
+    @property
+    def price_usd(self) -> float:
+        return self._tool.price_usd
+
+    async def __call__(self, query: QueryT) -> ToolResult:
+        start = time.perf_counter()
+        result = await self._tool(query)
+        seconds = time.perf_counter() - start
+        self._counters.record(result.status, result.cached, result.cost_usd, result.paid_usd, seconds)
+        self._counters.backend_calls += not result.cached
+        return result

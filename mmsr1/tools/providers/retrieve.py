@@ -1,0 +1,132 @@
+"""Servers that speak the /retrieve protocol of Search-R1 and veRL, and its counterpart for pictures, which is ours.
+
+    POST /retrieve         {"queries": [str], "topk": n, "return_scores": true}
+        -> {"result": [[{"document": {"id", "contents": "\\"Title\\"\\ntext", "url"}, "score"}, ...]]}
+    POST /retrieve_image   {"images": [base64], "topk": n}
+        -> {"result": [[{"document": {"id", "title", "url"}, "thumbnail": base64 or null, "score"}, ...]]}
+
+`result` has one list for each query, best first; fewer than `topk`, or none, where nothing else fits. `id`, `url` and
+`score` are optional, and without scores a text server may send the bare documents. A picture travels as the base64 of
+its JPEG, PNG or WebP file, a thumbnail likewise. Errors are HTTP statuses; 500, 502, 503 and 504 are worth another try.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from mmsr1.tools.base import Answer, CallFailed
+from mmsr1.tools.pictures import BadPicture, decode, encode_png
+from mmsr1.tools.providers.base import Access, Q, V, WebProvider
+from mmsr1.tools.providers.fields import TITLE_CHARACTERS, document, encodable, entries, text, web_url
+from mmsr1.tools.providers.pictures import about_picture
+from mmsr1.types import Picture, ToolItem
+
+THUMBNAIL_BYTES = 2 * 2**20
+THUMBNAIL_PIXELS = 4_000_000
+
+
+class _Retrieve(WebProvider[Q, V]):
+    """What both searches share; `results` is the `topk` of the protocol."""
+
+    path: ClassVar[str]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {**super().settings, "topk": self.results}
+
+    async def _ask(self, body: Mapping[str, Any]) -> Answer[str]:
+        url = self._url if self._url.endswith(self.path) else f"{self._url}{self.path}"
+        reply = await self._http.request("POST", url, headers=self._bearer(), json={**body, "topk": self.results})
+        # A server that does not understand the request speaks another protocol, which no other query would change.
+        return self._answer(reply, {422: "refused"})
+
+    def _only_list(self, raw: str) -> object:
+        """The hits of the one query that was asked."""
+        result = document(raw).get("result")
+        if not isinstance(result, list) or len(result) != 1:
+            raise CallFailed("broken", "the answer has not one list of hits for one query")
+        return result[0]
+
+
+class RetrieveText(_Retrieve[str, tuple[ToolItem, ...]]):
+    """Passages for a query."""
+
+    name: ClassVar[str] = "retrieve_text"
+    path: ClassVar[str] = "/retrieve"
+
+    async def fetch(self, query: str) -> Answer[str]:
+        line = " ".join(encodable(query).split())
+        if not line:
+            raise CallFailed("invalid", "the query is empty")
+        return await self._ask({"queries": [line], "return_scores": True})
+
+    def parse(self, raw: str, query: str) -> tuple[ToolItem, ...]:
+        return entries(self._only_list(raw), "result", _passage)[: self.results]
+
+
+class RetrieveImage(_Retrieve[Picture, tuple[ToolItem, ...]]):
+    """Titled pictures like the one that is asked about; longer edges of thumbnails are cut to `thumbnail_edge`."""
+
+    name: ClassVar[str] = "retrieve_image"
+    path: ClassVar[str] = "/retrieve_image"
+    slow: ClassVar[bool] = True
+    max_bytes: ClassVar[int] = 32 * 2**20
+
+    def __init__(self, access: Access, thumbnail_edge: int = 280) -> None:
+        super().__init__(access)
+        self._edge = thumbnail_edge
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {**super().settings, "thumbnail_edge": self._edge}
+
+    async def fetch(self, query: Picture) -> Answer[str]:
+        try:
+            return await self._ask({"images": [base64.b64encode(query.data).decode("ascii")]})
+        except CallFailed as error:
+            raise about_picture(error) from None
+
+    def parse(self, raw: str, query: Picture) -> tuple[ToolItem, ...]:
+        return entries(self._only_list(raw), "result", self._hit)[: self.results]
+
+    def _hit(self, entry: Mapping[str, Any]) -> ToolItem | None:
+        about = _document(entry)
+        if about is None:
+            return None
+        shown = entry.get("thumbnail")
+        thumbnail = None if shown is None else self._thumbnail(shown)
+        return ToolItem(text(about.get("title"), TITLE_CHARACTERS), "", web_url(about.get("url")), thumbnail)
+
+    def _thumbnail(self, encoded: object) -> Picture:
+        """Decoded, bounded, resized. Raises CallFailed("broken"): a server that sends half a picture sends nothing."""
+        try:
+            if not isinstance(encoded, str) or len(encoded) > 2 * THUMBNAIL_BYTES:
+                raise BadPicture("is no base64 of a small file")
+            image = decode(Picture(base64.b64decode(encoded, validate=True)), THUMBNAIL_PIXELS, THUMBNAIL_BYTES)
+        except (BadPicture, binascii.Error, ValueError) as error:
+            raise CallFailed("broken", f"a thumbnail {error}") from None
+        image.thumbnail((self._edge, self._edge), Image.Resampling.BOX)
+        return encode_png(image)
+
+
+def _document(entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The document of a hit, which is the entry itself where no scores were sent."""
+    found = entry.get("document", entry)
+    return found if isinstance(found, dict) else None
+
+
+def _passage(entry: Mapping[str, Any]) -> ToolItem | None:
+    """`contents` begin with a line that is the title, mostly in quotes."""
+    about = _document(entry)
+    contents = None if about is None else text(about.get("contents", about.get("text")))
+    if about is None or not contents:
+        return None
+    named = text(about.get("title"), TITLE_CHARACTERS)
+    first, _, rest = contents.partition("\n")
+    title, body = (named, contents) if named or not rest.strip() else (first.strip().strip('"'), rest.strip())
+    return ToolItem(title[:TITLE_CHARACTERS], body, web_url(about.get("url")))

@@ -1,0 +1,112 @@
+"""`python -m mmsr1.tools.check`: one line for each part, and an exit status that a script can use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from acceptance._fake_web import FakeWeb
+from mmsr1.config import PartConfig, ToolsConfig
+from mmsr1.tools import check
+from mmsr1.tools.check import Finding, main, tried
+from mmsr1.tools.fetch import SafeFetch
+
+KEY = "canary-key-of-the-check"
+
+
+@pytest.fixture
+def web(monkeypatch) -> Iterator[FakeWeb]:
+    monkeypatch.setattr(check, "SafeFetch", partial(SafeFetch, allow=lambda address, port: address == "127.0.0.1"))
+    for variable in ("SERPAPI_API_KEY", "JINA_API_KEY"):
+        monkeypatch.setenv(variable, KEY)
+    with FakeWeb(KEY, scale=0.002, steady=True) as served:
+        yield served
+
+
+def tools(url: str, **parts: Any) -> ToolsConfig:
+    chosen = {
+        "image_search": PartConfig("serpapi", url=url),
+        "text_search": PartConfig("serpapi", url=url),
+        "reader": PartConfig("jina", url=url),
+        "summarizer": PartConfig("openai", url=url, options={"model": "m"}),
+    }
+    return ToolsConfig(
+        image_results=5,
+        thumbnails=5,
+        thumbnail_edge=56,
+        text_results=5,
+        cache_dir="unused",
+        thumbnail_hosts=["127.0.0.1"],
+        **{**chosen, **parts},
+    )
+
+
+def findings(config: ToolsConfig) -> dict[str, Finding]:
+    return {finding.part: finding for finding in asyncio.run(tried(config))}
+
+
+def test_every_part_is_tried_once_past_the_cache(web) -> None:
+    found = findings(tools(web.url))
+    assert [*found] == ["image_search", "thumbnails", "text_search", "reader", "summarizer"]
+    assert not any(finding.wrong for finding in found.values())
+    counted = {name: web.counts[name] for name in ("lens", "google", "pages", "summaries", "thumbnails")}
+    assert set(counted.values()) == {1}
+    assert found["text_search"].cost_usd > 0
+
+
+def test_each_thing_that_is_wrong_is_told_at_its_part(web, monkeypatch) -> None:
+    monkeypatch.delenv("JINA_API_KEY")
+    web.searches = 0
+    unreachable = PartConfig("openai", url="http://127.0.0.1:9", options={"model": "m"})
+    found = findings(tools(web.url, summarizer=unreachable))
+    assert found["image_search"].wrong.startswith("no calls or credits left: ")
+    assert found["text_search"].wrong.startswith("no calls or credits left: ")
+    assert found["reader"].wrong == "key missing: put it into the environment variable JINA_API_KEY"
+    assert found["summarizer"].wrong.startswith("not reachable: ")
+    assert "thumbnails" not in found  # nothing was found that could be fetched
+
+
+def test_a_key_that_is_refused_and_a_host_that_is_not_there(web, monkeypatch) -> None:
+    monkeypatch.setenv("SERPAPI_API_KEY", "some-other-key-of-ours")
+    nowhere = PartConfig("jina", url="http://no-such-host.invalid")
+    found = findings(tools(web.url, reader=nowhere))
+    assert found["image_search"].wrong.startswith("key or address refused: ")
+    assert found["reader"].wrong.startswith("not reachable: ")
+    said = " ".join(f"{finding.said} {finding.wrong}" for finding in found.values())
+    assert "some-other-key" not in said and KEY not in said
+
+
+def test_a_page_that_refuses_to_be_read_is_not_the_readers_fault(web) -> None:
+    web.steady = False  # of the pages of a search some are behind walls; the first good one counts
+    assert findings(tools(web.url))["reader"].provider == "jina_reader"
+
+
+def test_the_command_prints_a_table_and_says_by_its_status_whether_all_is_well(web, monkeypatch, capsys) -> None:
+    config = tools(web.url)
+    monkeypatch.setattr(check, "composed", lambda overrides: config)
+    wide = partial(Console, width=200)
+    assert main(["tools=web"], wide) == 0
+    assert capsys.readouterr().out.count(" ok ") == 5
+    monkeypatch.delenv("JINA_API_KEY")
+    assert main(["tools=web"], wide) == 1
+    printed = capsys.readouterr().out
+    assert "JINA_API_KEY" in printed and "WRONG" in printed and KEY not in printed
+
+
+def test_local_tools_need_nobody_and_a_mistake_is_one_line(capsys) -> None:
+    assert main([]) == 0 and "nobody to ask" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["tools=web"])  # without the address of a summariser
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: tools.summarizer.url=None") and error.count("\n") == 1
+
+
+def test_the_configuration_is_the_one_of_train() -> None:
+    assert (check.CONF / "config.yaml").is_file() and Path(check.CONF).name == "conf"
