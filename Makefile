@@ -1,8 +1,9 @@
-# make train   set up if needed, then the default experiment       make test    set up if needed, then the tests
+# make train   set up if needed, then the default experiment       make test    set up if needed, then the tests (JOBS=2)
 # make setup   EXTRA=cpu (default) or gpu                           make check   ruff and pyright
 # make gate    the learning gate                                    make accept  NAME=learning: an issue's acceptance lines
 PYTHON ?= python3.11
 EXTRA ?= cpu
+JOBS ?= 2
 READY := .venv/.ready-$(EXTRA)
 
 .PHONY: setup train test check gate accept
@@ -17,7 +18,7 @@ train: $(READY)
 	.venv/bin/python train.py +experiment=grpo_balanced
 
 test: $(READY)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(READY)
 	.venv/bin/ruff check .

@@ -21,3 +21,10 @@ def own_rendezvous():
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def pytest_sessionstart() -> None:
+    """Where tests run in several processes, the first imports the classes of the others' warnings: Lightning's too."""
+    from mmsr1.torchvision_shim import ensure_torchvision
+
+    ensure_torchvision()
