@@ -162,6 +162,13 @@ BAD = [
     ("rollout.keep_running=true", "rollout.keep_running=True", "vllm_process"),
     ("rollout.engine=vllm_process rollout.deterministic=true", "rollout.deterministic=True", "give false"),
     ("rollout.sleep=true rollout.overlap=1", "rollout.sleep=True", "give false"),
+    ("rollout.sleep=true", "rollout.sleep=True", "trainer.accelerator=cuda"),
+    (
+        "rollout.sleep=true rollout.engine=vllm_server rollout.server.urls=[http://a:1]",
+        "rollout.sleep=True",
+        "GPUs of their own",
+    ),
+    ("rollout.engine=vllm_process rollout.keep_running=true", "rollout.keep_running=True", "rollout.overlap"),
     ("rollout.engine=vllm_server", "rollout.server.urls=[]", "name the machines"),
     ("rollout.server.urls=[node7:8000]", "rollout.server.urls=node7:8000", "http://"),
     ("rollout.server.transfer=smoke", "rollout.server.transfer=smoke", "nccl, mmsr1_shm"),

@@ -90,12 +90,14 @@ def search_tools(config: Config, run: Path, rank: int = 0, ranks: int = 1) -> Se
 def check_tools(config: Config, run: Path) -> None:
     """Whether the run in folder `run` can begin with these tools; quick, and asks nobody.
 
-    Raises ConfigError for what a provider does not take, a key that is not there, or a budget that is spent already.
+    Raises ConfigError for what a provider does not take, a key that is not there, or a budget too small for a search.
     """
+    searches = []
     for name, provider in part_providers(config.tools):
         check_key(name, provider)
+        searches += [provider.price_usd] if name.endswith("_search") else []
     blocked(config)
-    told = budget(config, run).left
+    told = budget(config, run).reached(min(searches, default=0.0))
     if told is not None and config.tools.budget.when_spent == "stop":
         raise ConfigError(told)
 

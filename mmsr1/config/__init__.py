@@ -218,6 +218,8 @@ class Config:
         vllm, shown = self.rollout.vllm, 1 + self.rollout.image_searches * self.tools.thumbnails
         remedy = f"must be at least {shown}: the question's image and the thumbnails of rollout.image_searches searches"
         check(vllm.images_per_prompt >= shown, "rollout.vllm.images_per_prompt", vllm.images_per_prompt, remedy)
+        awake = not self.rollout.sleep or self.trainer.accelerator == "cuda"
+        check(awake, "rollout.sleep", True, "only with trainer.accelerator=cuda is there memory to give back")
         refills = getattr(self.algorithm, "all_equal", "") == "refill"
         remedy = "rollout.deterministic=true takes prompts in their order; give drop"
         check(not (refills and self.rollout.deterministic), "algorithm.all_equal", "refill", remedy)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
-from mmsr1.config.checks import at_least, check, one_of, positive
+from mmsr1.config.checks import ConfigError, at_least, check, one_of, positive
 
 ENGINES = ("vllm", "vllm_process", "vllm_server", "transformers")
 
@@ -43,18 +44,38 @@ class TransformersConfig:
 
 @dataclass
 class ServerConfig:
-    """Machines that run `vllm serve`; `transfer` is how the weights get there: between GPUs, or on this same host."""
+    """Machines that run `mmsr1.rollout.engines.serve`; `transfer` is how the weights get there: between GPUs, or on
+    this same host. A request to one of them may take `timeout_s`; without any live one the run ends after `wait_s`."""
 
     urls: list[str] = field(default_factory=list)
     transfer: str = MISSING
     timeout_s: float = MISSING
+    wait_s: float = 600.0  # here and not in conf: a run of before has none in its config.yaml
 
     def __post_init__(self) -> None:
         one_of("rollout.server.transfer", self.transfer, "nccl", "mmsr1_shm")
-        positive("rollout.server", self, "timeout_s")
+        positive("rollout.server", self, "timeout_s", "wait_s")
+        seen: set[tuple[object, ...]] = set()
         for url in self.urls:
-            ok = url.startswith(("http://", "https://"))
-            check(ok, "rollout.server.urls", url, "must begin with http:// or https://")
+            server = _address(url)
+            check(server not in seen, "rollout.server.urls", url, "is there twice; name each server once")
+            seen.add(server)
+
+
+def _address(url: str) -> tuple[object, ...]:
+    """What makes an address another server's. Raises ConfigError, which repeats no secret, if it is none."""
+    key = "rollout.server.urls"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(f"{key}: one of them is no address; give some such as http://node7:8000") from None
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    plain = not (parts.query or parts.fragment or "@" in parts.netloc)
+    check(plain, key, shown, "holds no name, password or query; put a token into MMSR1_ENGINE_TOKEN")
+    check(url.startswith(("http://", "https://")), key, url, "must begin with http:// or https://")
+    check(bool(parts.hostname), key, url, "must name a machine, such as http://node7:8000")
+    return parts.scheme, parts.hostname, port or {"http": 80, "https": 443}[parts.scheme], parts.path.rstrip("/")
 
 
 @dataclass
@@ -126,8 +147,13 @@ class RolloutConfig:
         check(repeats, "rollout.deterministic", self.deterministic, remedy)
         partial = not self.keep_running or self.engine == "vllm_process"
         check(partial, "rollout.keep_running", self.keep_running, "only rollout.engine=vllm_process can; give false")
+        running = not self.keep_running or least > 0
+        remedy = "no rollout runs during a weight sync without rollout.overlap or rollout.oversample; give false"
+        check(running, "rollout.keep_running", self.keep_running, remedy)
         idle = not self.sleep or not least
         check(idle, "rollout.sleep", self.sleep, "the engine works while the trainer does; give false")
+        shared = not self.sleep or self.engine != "vllm_server"
+        check(shared, "rollout.sleep", self.sleep, "the servers have GPUs of their own; give false")
         named = self.engine != "vllm_server" or bool(self.server.urls)
         remedy = 'name the machines, e.g. rollout.server.urls=["http://node7:8000"]'
         check(named, "rollout.server.urls", self.server.urls, remedy)

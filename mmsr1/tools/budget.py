@@ -102,7 +102,7 @@ class Budget:
 
     def reserve(self, price_usd: float) -> Reservation | None:
         """Take a call at its price from all budgets, or nothing and None if one has too little left (about 1 ms)."""
-        nano = math.ceil(price_usd * NANO - 1e-3)  # never less than the price, but for the noise of its last digit
+        nano = _nano(price_usd)
         if not self.limited:
             return Reservation(nano, ())
         try:
@@ -143,6 +143,10 @@ class Budget:
     def left(self) -> str | None:
         """None while there is something left for a call such as those that were asked for; else a line that says which
         limit is reached."""
+        return self.reached()
+
+    def reached(self, price_usd: float = 0.0) -> str | None:
+        """As `left`, also for a call at this price; a limit of 0 says that the cache alone is to answer."""
         try:
             for kind, file in self._files().items():
                 spent = _read(file)
@@ -150,7 +154,10 @@ class Budget:
                 said = f"{spent.calls} calls and {spent.nano / NANO:.4f} USD are spent"
                 if calls is not None and spent.calls >= calls:
                     return f"tools.budget.calls_per_{kind}={calls} is reached: {said}; raise it to go on"
-                if nano is not None and (spent.nano >= nano > 0 or spent.nano + self._wanted > nano):
+                if nano is None:
+                    continue
+                wanted = max(self._wanted, _nano(price_usd) if nano else 0)
+                if spent.nano >= nano > 0 or spent.nano + wanted > nano:
                     return f"tools.budget.usd_per_{kind}={nano / NANO:g} is reached: {said}; raise it to go on"
         except ValueError as error:
             return str(error)
@@ -242,6 +249,10 @@ class Paid(Generic[Q, V]):
     async def _aside(self, work: Callable[[], T]) -> T:
         """Files off the event loop; without limits there are none, and nothing to wait for."""
         return await asyncio.to_thread(work) if self._budget.limited else work()
+
+
+def _nano(price_usd: float) -> int:
+    return math.ceil(price_usd * NANO - 1e-3)  # never less than the price, but for the noise of its last digit
 
 
 def _read(file: Path) -> _Spent:

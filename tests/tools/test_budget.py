@@ -89,6 +89,7 @@ def test_what_is_left_is_told_in_one_line(of):
     assert budget.left == "tools.budget.calls_per_run=2 is reached: 2 calls and 0.0400 USD are spent; raise it to go on"
     budget = of(usd_per_day=0.05)
     assert budget.left is None  # 0.01 is left, and nobody has asked for more
+    assert budget.reached(0.01) is None and "usd_per_day=0.05 is reached" in str(budget.reached(0.02))
     assert budget.reserve(0.02) is None
     assert (
         budget.left == "tools.budget.usd_per_day=0.05 is reached: 2 calls and 0.0400 USD are spent; raise it to go on"

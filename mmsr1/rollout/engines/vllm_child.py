@@ -6,6 +6,7 @@ Imports neither torch nor vLLM, which runs `end_with_parent` and `take_signals` 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import threading
@@ -16,6 +17,8 @@ from types import FrameType
 
 PARENT = "MMSR1_VLLM_PARENT"  # its process id, in the environment of the child
 WATCH = "end with parent"
+# What its libraries say of each other in every child (`mmsr1.environment` keeps it from this process's terminal).
+KNOWN_WARNINGS = "ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning"
 
 
 @contextmanager
@@ -34,6 +37,7 @@ def child_environment(threads: int, eager: bool) -> Iterator[None]:
             "OMP_NUM_THREADS": str(threads),
             "VLLM_NO_USAGE_STATS": before.get("VLLM_NO_USAGE_STATS", "1"),
             "VLLM_LOGGING_LEVEL": before.get("VLLM_LOGGING_LEVEL", "ERROR"),
+            "PYTHONWARNINGS": ",".join(filter(None, (KNOWN_WARNINGS, before.get("PYTHONWARNINGS")))),  # the last wins
         }
     )
     if eager:  # see `vllm_core.environment`
@@ -51,9 +55,12 @@ def end_with_parent() -> None:
 
     vLLM's engine process waits for the next message of a parent that was killed for ever. This is a
     `vllm.platform_plugins` entry point, because those run first of all; returning None, it provides no platform.
+    vLLM's remark that there is no Triton for a CPU comes before it has set up its own log, and would reach the
+    terminal.
     """
     parent = int(os.environ.get(PARENT, os.getpid()))
     if parent != os.getpid():
+        logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
         del os.environ[PARENT]  # what this process starts ends with it by vLLM's own means
         threading.Thread(target=_end_after, args=(parent,), name=WATCH, daemon=True).start()
 

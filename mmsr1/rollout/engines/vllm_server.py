@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,7 +31,7 @@ from torch import Tensor
 from mmsr1.rollout.engines.base import Completion, EngineFailure, Sampling, TokenPrompt
 from mmsr1.rollout.engines.routing import block_hashes
 from mmsr1.rollout.engines.vllm_server_courier import Courier
-from mmsr1.rollout.engines.vllm_server_fleet import Fleet, check_setup
+from mmsr1.rollout.engines.vllm_server_fleet import Fleet
 from mmsr1.rollout.engines.vllm_server_http import (
     BYTES_PER_TOKEN,
     SMALL_ANSWER,
@@ -42,6 +43,7 @@ from mmsr1.rollout.engines.vllm_server_http import (
     http_client,
 )
 from mmsr1.rollout.engines.vllm_server_inputs import BodyBuilder, Inputs
+from mmsr1.rollout.engines.vllm_server_start import check_setup, find, tell
 from mmsr1.rollout.engines.vllm_server_weights import FollowedWeights, PushedWeights, Transfer
 from mmsr1.rollout.engines.weight_transfer import refusal
 from mmsr1.tools.pictures import decode
@@ -95,14 +97,16 @@ class VllmServerEngine:
     `urls` are the servers' addresses, which must be trusted: they are sent prompts, pictures and weights, and the
     bearer token of MMSR1_ENGINE_TOKEN if that is set. `model` is the folder or hub name of the model they serve; only
     its processor is used here. `transfer` is the way of new weights: "mmsr1_shm" to servers on this host, "nccl"
-    between GPUs. `pushes=False` is for all processes of a trainer but one: it waits for what that one pushes.
+    between GPUs. `pushes=False` is for all processes of a trainer but one: it waits for what that one pushes, and says
+    nothing on the terminal. `owner` is a name of that trainer, the same in all its processes, that no earlier one had.
     `dtype` and `max_model_len` (expanded tokens, prompt and answer together) must be the servers'.
     `images_per_prompt` bounds the images of a whole conversation, `image_cache_bytes` the processed images that are
     kept. A server is given up for a request after `request_timeout_s`; a request is given up when no server was there
     for `wait_s`. `reset_encoder_cache=False` is for fault tests only: it leaves the vision tower's old outputs in use
     after a weight sync. `pixels` decodes a picture. `transport` replaces the network in tests.
 
-    Use it from one event loop for its whole life. The pushing process holds a copy of the weights in host memory.
+    Call `find_servers` first, and use the rest from one event loop for its whole life. The pushing process holds a
+    copy of the weights in host memory.
     Raises ValueError for an address that is none, and what vLLM raises for a model that it cannot serve.
     """
 
@@ -113,6 +117,7 @@ class VllmServerEngine:
         *,
         transfer: Transfer,
         pushes: bool = True,
+        owner: str | None = None,
         dtype: str = "float32",
         max_model_len: int = 4096,
         images_per_prompt: int = 6,
@@ -123,20 +128,28 @@ class VllmServerEngine:
         pixels: Callable[[Picture], Image] = decode,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        if owner is None and not pushes:
+            raise ValueError("a process that pushes no weights must be told the owner of those that come")
+        owner = owner or secrets.token_hex(4)
         addresses = [check_url(url) for url in urls]
         if not addresses or len(set(addresses)) < len(addresses):
             raise ValueError(f"engine servers need at least one address, and each once; got {list(urls)}")
         self._courier = Courier(
             partial(BodyBuilder, str(model), dtype, max_model_len, images_per_prompt, image_cache_bytes, pixels)
         )
-        self._client = http_client(transport, request_timeout_s)
         answer_bytes = SMALL_ANSWER + BYTES_PER_TOKEN * max_model_len
+        self._connect = partial(http_client, transport, request_timeout_s)
+        self._servers = lambda client: [Server(url, client, request_timeout_s, answer_bytes) for url in addresses]
         wanted = {"dtype": dtype, "raw_pixels": self._courier.raw_pixels} | ({"transfer": transfer} if pushes else {})
+        self._check = partial(check_setup, max_model_len=max_model_len, images_per_prompt=images_per_prompt, **wanted)
+        self._say = tell if pushes else logger.info
+        self._client = self._connect()
         self._fleet = Fleet(
-            [Server(url, self._client, request_timeout_s, answer_bytes) for url in addresses],
-            PushedWeights(transfer, dtype, reset_encoder_cache) if pushes else FollowedWeights(),
-            partial(check_setup, max_model_len=max_model_len, **wanted),
+            self._servers(self._client),
+            PushedWeights(transfer, dtype, reset_encoder_cache, owner) if pushes else FollowedWeights(owner),
+            self._check,
             wait_s,
+            self._say,
         )
         self._wait_s = wait_s
         self._gate = Gate()
@@ -144,6 +157,15 @@ class VllmServerEngine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dead: str | None = None
         self._closed = False
+
+    def find_servers(self) -> None:
+        """Wait until one of the servers is there; blocks. Raises `NoServer` (see `vllm_server_start.find`)."""
+
+        async def look() -> dict[str, str]:
+            async with self._connect() as client:  # its connections belong to this loop
+                return await find(self._servers(client), self._check, self._wait_s, self._say)
+
+        self._fleet.missing(asyncio.run(look()))
 
     async def generate(self, prompt: TokenPrompt, sampling: Sampling) -> Completion | EngineFailure:
         """Sample one turn, as `VllmEngine` does, on whichever server. Cancelling the caller frees the request there."""
@@ -247,9 +269,10 @@ class VllmServerEngine:
             except (Exception, asyncio.CancelledError) as error:  # what is held of the new weights may be a part
                 self._die(f"a weight sync failed: {type(error).__name__}: {error}")
                 raise
-            for error in map(refusal, faults.values()):
-                if isinstance(error, ValueError):
-                    self._die(f"a weight sync failed: {error}")
-                    raise error
+            for server, fault in faults.items():
+                if isinstance(error := refusal(fault), ValueError):
+                    reason = f"{server.url}, which must serve the model that is trained: {error}"
+                    self._die(f"a weight sync failed: {reason}")
+                    raise ValueError(reason)
             if faults:
                 raise RuntimeError(f"no engine server is left after a weight sync: {self._fleet.faults()}")

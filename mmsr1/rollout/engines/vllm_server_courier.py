@@ -48,15 +48,25 @@ class Courier:
         self._thread.shutdown()
 
     async def _hand_over(self, machine: Machine, inputs: Inputs, sampling: Sampling) -> None:
-        """See to it that the server has the prompt's images. All who wait for the same upload share its failure."""
+        """See to it that the server has the prompt's images.
+
+        All who wait for an upload share the server's failure. What is wrong with the request that it goes with is that
+        request's own: the others see to their images themselves.
+        """
         while missing := [digest for digest in inputs.digests if digest not in machine.images]:
             upload = next((machine.uploads[digest] for digest in missing if digest in machine.uploads), None)
-            if upload is None:
+            if mine := upload is None:
                 upload = asyncio.get_running_loop().create_task(self._upload(machine, inputs, sampling, missing))
                 machine.uploads |= dict.fromkeys(missing, upload)
                 self._uploads.add(upload)
                 upload.add_done_callback(self._ended)
-            await asyncio.shield(upload)  # it goes on if this caller is cancelled: others wait for it
+            try:
+                await asyncio.shield(upload)  # it goes on if this caller is cancelled: others wait for it
+            except ServerFault:
+                raise
+            except Exception:
+                if mine:
+                    raise
 
     def _ended(self, upload: asyncio.Task[None]) -> None:
         self._uploads.discard(upload)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ CONNECT_S = 10.0
 LOOK_S = 10.0  # for questions that a healthy server answers at once
 SMALL_ANSWER = 2**20  # bytes; all but generated tokens
 BYTES_PER_TOKEN = 512  # an answer names each token twice, with its log-prob and rank: about 200
+VLLM_IMAGES = 999  # images of a prompt where a server was started without a limit
 NO_LOGPROB = -9999.0  # what the server writes for NaN, minus infinity, or a log-prob it does not have
 
 
@@ -37,7 +39,11 @@ class ServerFault(Exception):
 
 
 class Refused(Exception):
-    """The server says that this request is wrong; no other would take it."""
+    """The server says that this request is wrong; no other would take it. `status` is that of its answer, if any."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Malformed(Exception):
@@ -65,6 +71,7 @@ class Setup:
     workers: int
     raw_pixels: bool
     keeps_images: bool
+    images_per_prompt: int
 
 
 def check_url(url: str) -> str:
@@ -86,6 +93,9 @@ def http_client(transport: httpx.AsyncBaseTransport | None, timeout_s: float) ->
     No proxy of the environment is used, no redirect followed: both would send the token elsewhere. Idle connections
     are dropped before vLLM drops them (5 s), or a request might be sent into a closing one.
     """
+    chatter = logging.getLogger("httpx")
+    if chatter.level == logging.NOTSET:
+        chatter.setLevel(logging.WARNING)  # else it logs a line for every request
     token = os.environ.get(TOKEN_VARIABLE)
     headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
@@ -175,7 +185,7 @@ class Server:
         if status == 429 or status >= 500:
             raise ServerFault(f"HTTP {status}{_reason(bytes(body))}", status=status)
         if status != 200:
-            raise Refused(f"HTTP {status}{_reason(bytes(body))}")
+            raise Refused(f"HTTP {status}{_reason(bytes(body))}", status)
         return bytes(body)
 
 
@@ -223,6 +233,7 @@ def parse_setup(config: Mapping[str, Any]) -> Setup:
         workers=int(parallel["world_size"]) * int(parallel["data_parallel_size"]),
         raw_pixels=bool(images.get("mm_device_do_normalize")),
         keeps_images=keeps and alone,
+        images_per_prompt=int(images.get("limit_per_prompt", {}).get("image", {}).get("count", VLLM_IMAGES)),
     )
 
 

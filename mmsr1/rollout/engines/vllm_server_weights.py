@@ -11,7 +11,6 @@ drops what it computed with the old ones, takes their label, and goes on.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, ItemsView, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -57,15 +56,15 @@ class Crowd:
 class PushedWeights:
     """The current weights, what they are called, and the way to the servers. `dtype` is the servers' own.
 
-    A label names the version and the process that pushed it: a server that an earlier run left at the same version is
-    not taken for one of ours.
+    A label names the version and `owner`, the trainer that pushed it: a server that an earlier run left at the same
+    version is not taken for one of ours.
     """
 
-    def __init__(self, transfer: Transfer, dtype: str, reset_encoder_cache: bool) -> None:
+    def __init__(self, transfer: Transfer, dtype: str, reset_encoder_cache: bool, owner: str) -> None:
         self._transfer = over_nccl if transfer == "nccl" else over_shared_memory
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._reset_encoder_cache = reset_encoder_cache
-        self._owner = secrets.token_hex(4)
+        self._owner = owner
         self._label = STARTED
         self._tensors: dict[str, Tensor] = {}
         self._mixed: set[Server] = set()
@@ -87,7 +86,7 @@ class PushedWeights:
             if room is None or room.shape != tensor.shape:
                 room = torch.empty(tensor.shape, dtype=self._dtype if tensor.is_floating_point() else tensor.dtype)
             self._tensors[name] = room.copy_(tensor.detach())
-        self._label = f"{self._owner}-{version}"
+        self._label = _label(self._owner, version)
 
     async def push(self, servers: Sequence[Server]) -> dict[Server, Exception]:
         """Bring the weights to the servers. Returns those that failed, which hold a mixture until a later push."""
@@ -116,13 +115,15 @@ class PushedWeights:
 
 
 class FollowedWeights:
-    """Weights that another process pushes: this one only knows when a server has them, by the version in the label."""
+    """Weights that another process of the same trainer, `owner`, pushes: this one only knows by their label when a
+    server has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
         self._version: int | None = None
 
     def held_by(self, server: Server, label: str) -> bool:
-        return label == STARTED if self._version is None else label.rpartition("-")[2] == str(self._version)
+        return label == (STARTED if self._version is None else _label(self._owner, self._version))
 
     def store(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         for _ in tensors:
@@ -131,6 +132,10 @@ class FollowedWeights:
 
     async def push(self, servers: Sequence[Server]) -> dict[Server, Exception]:
         return {server: ServerFault(f"it has not been brought weights {self._version} yet") for server in servers}
+
+
+def _label(owner: str, version: int) -> str:
+    return f"{owner}-{version}"
 
 
 async def over_shared_memory(crowd: Crowd, tensors: ItemsView[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ log-probs by a few hundredths to tenths as soon as the tower is trained: vLLM#44
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,8 @@ class Reload:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         missing = sorted(self._expected - self._loaded) or _half_loaded(self._model)
+        # It would warn of a tied head, which has no weights of its own; whatever is missing is an error here.
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         finalize_layerwise_reload(self._model, self._model_config)
         _repack_heads(self._model)
         if missing:

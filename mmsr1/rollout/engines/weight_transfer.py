@@ -10,13 +10,15 @@ Both ends agree on where such a file can be, so a path from anywhere else is ref
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -26,6 +28,7 @@ BACKEND = "mmsr1_shm"
 REFUSED = "weights refused: "  # how the worker's message begins; the type of an error does not cross a process
 PREFIX, FILE = "mmsr1-weights-", "chunk.safetensors"
 SHARED_MEMORY = Path("/dev/shm")
+FRESH_S = 60.0  # the age below which a folder may belong to a process that has not locked it yet
 
 
 def register() -> None:
@@ -70,17 +73,33 @@ async def push(
 ) -> None:
     """Await `send` for each of the `shared_chunks`. Tensors are read and written on one thread, not on the event loop.
 
-    No file is left behind, whatever is raised.
+    No file is left behind, whatever is raised, and what a killed process left behind is removed.
     """
     loop, chunks = asyncio.get_running_loop(), shared_chunks(tensors, chunk_bytes)
     thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
     try:
+        await loop.run_in_executor(thread, sweep)
         while (update_info := await loop.run_in_executor(thread, next, chunks, None)) is not None:
             await send(update_info)
     finally:
         closed = loop.run_in_executor(thread, chunks.close)  # on that thread: a `next` may not have ended, if cancelled
         thread.shutdown(wait=False)
         await closed
+
+
+def sweep() -> None:
+    """Remove the folders of this user's processes that were killed during a push.
+
+    A living process holds a lock on its own. (Its number would tell nothing in another container that shares the
+    memory.)
+    """
+    for folder in [folder for place in _places() for folder in place.glob(f"{PREFIX}*")]:
+        with suppress(OSError):
+            status = os.lstat(folder)
+            private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if private and time.time() - status.st_mtime > FRESH_S:
+                with _locked(folder):
+                    shutil.rmtree(folder)
 
 
 def refusal(error: Exception) -> Exception:
@@ -93,8 +112,11 @@ def checked_path(path: str) -> Path:
     """The path, if `shared_chunks` of a process of this user can have made it. Raises ValueError if not."""
     file = Path(path)
     folder = file.parent
-    if folder.parent not in _places() or not folder.name.startswith(PREFIX) or file.name != FILE:
+    if not folder.name.startswith(PREFIX) or file.name != FILE:
         raise ValueError(f"{path!r} is no file of shared weights")
+    if folder.parent not in _places():
+        here = " or ".join(map(str, _places()))
+        raise ValueError(f"{path!r} is no file of shared weights in {here}: start both sides with the same TMPDIR")
     status = os.lstat(folder)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ValueError(f"{folder} is not private to this user")
@@ -103,11 +125,24 @@ def checked_path(path: str) -> Path:
 
 def _shared(chunk: dict[str, Tensor], size: int) -> Iterator[dict[str, str]]:
     """Move the chunk to a file in a folder with a random name that only this user can enter."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=_place(size)) as folder:
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=_place(size)) as folder, ExitStack() as held:
+        with suppress(OSError):  # a file system without locks, where `sweep` gets none either
+            held.enter_context(_locked(folder))
         path = Path(folder, FILE)
         save_file(_unshared(chunk), path)
         chunk.clear()
         yield {"path": str(path)}
+
+
+@contextmanager
+def _locked(folder: str | Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system takes back when this process ends. Raises OSError if it is held."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)
 
 
 def _unshared(chunk: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import httpx
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,11 +32,23 @@ SETUP = {
             "mm_processor_cache_gb": 4.0,
             "mm_processor_cache_type": "lru",
             "mm_device_do_normalize": True,
+            "limit_per_prompt": {"image": {"count": 8}, "video": {"count": 0}},
         },
     },
     "parallel_config": {"_api_process_count": 1, "data_parallel_size": 1, "world_size": 1},
     "weight_transfer_config": {"backend": "mmsr1_shm"},
 }
+SYNC = [  # what a server is asked for at a weight sync
+    "/pause",
+    "/start_weight_update",
+    "/update_weights",
+    "/finish_weight_update",
+    "/reset_prefix_cache",
+    "/reset_mm_cache",
+    "/reset_encoder_cache",
+    "/update_weight_version",
+    "/resume",
+]
 Edit = Callable[[dict[str, Any]], Any]
 Scenario = Callable[[VllmServerEngine, "FakeFleet"], Awaitable[Any]]
 
@@ -217,6 +230,16 @@ def run(tiny: Tiny, scenario: Scenario, size: int = 2, prepare: Callable[[FakeFl
             await engine.close()
 
     return asyncio.run(main())
+
+
+def weights(value: float) -> dict[str, Tensor]:
+    return {"a": torch.full((2, 3), float(value)), "b": torch.full((4,), value + 0.5), "count": torch.tensor([3])}
+
+
+def holds(server: FakeServer, value: float) -> bool:
+    expected = weights(value)
+    same = server.weights.keys() == expected.keys()
+    return same and all(torch.equal(server.weights[name], tensor) for name, tensor in expected.items())
 
 
 async def all_live(engine: VllmServerEngine) -> None:

@@ -16,9 +16,11 @@ from mmsr1.rollout.engines.vllm_server_http import TOKEN_VARIABLE
 def started(monkeypatch):
     """The command line and environment of the vLLM that these arguments start."""
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
-    def start(*arguments):
+    def start(*arguments, vllm="0.32.0"):
         calls = []
+        monkeypatch.setattr(serve.importlib.metadata, "version", lambda name: {"vllm": vllm}[name])
         monkeypatch.setattr(os, "execve", lambda path, words, environment: calls.append((words, environment)))
         serve.main(["folder", "--port", "8123", *arguments])
         return calls[0]
@@ -34,10 +36,31 @@ def test_one_short_command_gives_all_that_the_engine_needs(started):
     words, environment = started()
     assert (value(words, "--model"), value(words, "--port"), value(words, "--host")) == ("folder", "8123", "127.0.0.1")
     assert json.loads(value(words, "--weight-transfer-config")) == {"backend": "mmsr1_shm"}
-    assert json.loads(value(words, "--limit-mm-per-prompt")) == {"image": 6, "video": 0}
+    assert json.loads(value(words, "--limit-mm-per-prompt")) == {"image": 8, "video": 0}
     assert {"--enable-scale-out", "--no-enable-chunked-prefill", "--enforce-eager"} <= set(words)
     assert environment["VLLM_SERVER_DEV_MODE"] == "1" and environment[PARENT] == str(os.getpid())
-    assert "--middleware" not in words and "OMP_NUM_THREADS" not in set(environment) - set(os.environ)
+    assert "--middleware" not in words
+    assert "--kv-cache-memory-bytes" not in words and "OMP_NUM_THREADS" not in environment
+
+
+def test_on_a_cpu_it_takes_little(started):
+    words, environment = started(vllm="0.32.0+cpu")
+    assert value(words, "--kv-cache-memory-bytes") == str(2**28) and environment["OMP_NUM_THREADS"] == "1"
+    words, environment = started("--kv-cache-gib", "2", "--cpu-threads", "3", vllm="0.32.0+cpu")
+    assert value(words, "--kv-cache-memory-bytes") == str(2**31) and environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_the_help_has_the_lines_to_copy(capsys):
+    with pytest.raises(SystemExit):
+        serve.parse(["--help"])
+    help = capsys.readouterr().out
+    for line in ("starting_policy --port 8000", "--dtype bfloat16 --max-model-len 12288 --transfer nccl"):
+        assert line in help
+
+
+def test_it_says_how_to_train_with_it(started, capsys):
+    started()
+    assert """'rollout.server.urls=["http://127.0.0.1:8123"]'""" in capsys.readouterr().err
 
 
 def test_flags_of_vllm_go_through_and_come_last(started):

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from mmsr1.rollout.engines.vllm_child import child_environment
 
 PARENT = """
@@ -50,3 +52,21 @@ def test_the_environment_of_the_child_is_not_left_to_the_parent(monkeypatch):
         assert os.environ["OMP_NUM_THREADS"] == "2" and os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
         os.environ["LD_PRELOAD"] = "as vLLM does"
     assert dict(os.environ) == before
+
+
+NOISE = """
+import warnings
+warnings.warn("`torch.distributed.reduce_op` is deprecated, please use another", FutureWarning)
+warnings.warn("something new", FutureWarning)
+"""
+
+
+@pytest.mark.parametrize(("users", "heard"), [(None, ["something new"]), ("ignore::FutureWarning", [])])
+def test_what_is_known_of_the_libraries_does_not_reach_the_terminal(monkeypatch, users, heard):
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    if users:
+        monkeypatch.setenv("PYTHONWARNINGS", users)
+    with child_environment(threads=1, eager=True):
+        child = subprocess.run([sys.executable, "-c", NOISE], capture_output=True, text=True)
+    assert [line.partition("FutureWarning: ")[2] for line in child.stderr.splitlines() if "Warning" in line] == heard
+    assert os.environ.get("PYTHONWARNINGS") == users

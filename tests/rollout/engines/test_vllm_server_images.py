@@ -3,9 +3,10 @@
 import asyncio
 from functools import partial
 
+import httpx
 import pytest
 
-from mmsr1.rollout.engines.base import Completion
+from mmsr1.rollout.engines.base import Completion, EngineFailure
 from tests.rollout.engines.fake_server import all_live, run
 from tests.rollout.engines.talks import followed_by, picture, question, sampling, save_tiny
 
@@ -65,6 +66,27 @@ def test_an_upload_that_fails_sends_all_who_wait_for_it_elsewhere(tiny, play):
 
     answers, (_, sent) = play(scenario)
     assert all(isinstance(answer, Completion) for answer in answers) and sent == [[True], *[[False]] * 6]
+
+
+def test_what_is_wrong_with_the_request_of_an_upload_is_not_the_others_fault(tiny, play):
+    prompts = [question(tiny, n, picture(1)) for n in range(4)]
+
+    async def scenario(engine, fleet):
+        (server,) = fleet.servers
+        generate = server._generate
+
+        async def refuse_the_first(body):
+            if body["sampling_params"]["seed"] == 0:
+                return httpx.Response(400, json={"error": "not this one"})
+            return await generate(body)
+
+        server._generate = refuse_the_first
+        answers = await asyncio.gather(*(engine.generate(prompt, sampling(n)) for n, prompt in enumerate(prompts)))
+        return answers, sent_images(fleet)
+
+    (failure, *answers), (sent,) = play(scenario, size=1)
+    assert failure == EngineFailure("request refused: HTTP 400: not this one")
+    assert all(isinstance(answer, Completion) for answer in answers) and sent == [[True], *[[False]] * 3]
 
 
 def test_a_caller_that_gives_up_leaves_its_upload_to_the_others(tiny, play):

@@ -4,8 +4,11 @@ The worker's end is driven by hand over the model of an in-process engine, a tin
 """
 
 import asyncio
+import os
 import shutil
 import stat
+import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -136,6 +139,57 @@ def test_push_sends_one_chunk_after_the_other_and_cleans_up_when_sending_fails(s
     with pytest.raises(OSError, match="lost a rank"):
         loop.run(push(numbered(9, fail_at=5), send, chunk_bytes=800))
     loop.run(cancelled())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from mmsr1.rollout.engines import weight_transfer
+
+weight_transfer.SHARED_MEMORY = Path(sys.argv[1])
+chunks = weight_transfer.shared_chunks([("t", torch.zeros(9))])
+next(chunks)
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_trainer_left_is_swept_and_what_a_living_one_holds_is_not(shared, loop):
+    def others():
+        return {folder for folder in shared.iterdir() if folder not in mine}
+
+    async def sent(update_info: dict[str, str]) -> None:
+        mine.add(Path(update_info["path"]).parent)
+        seen.append(len(others()))
+
+    def age():
+        for folder in shared.iterdir():
+            os.utime(folder, (0, 0))
+
+    mine: set[Path] = set()
+    seen: list[int] = []
+    command = [sys.executable, "-c", KILLED, str(shared)]
+    trainer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert trainer.stdout is not None and trainer.stdin is not None
+    trainer.stdout.readline()
+    age()
+    loop.run(push(numbered(1), sent))
+    trainer.kill()
+    trainer.communicate()
+    (left,) = shared.iterdir()
+    os.utime(left)  # as if it was just made, and not yet locked
+    loop.run(push(numbered(1), sent))
+    age()
+    (shared / "mmsr1-weights-file").touch()
+    loop.run(push(numbered(1), sent))
+    assert seen == [1, 1, 1] and not left.exists()
+    (shared / "mmsr1-weights-file").unlink()
+
+
+def test_folders_of_temporary_files_that_differ_are_named(shared, tmp_path):
+    with pytest.raises(ValueError, match=rf"in {shared} or .*start both sides with the same TMPDIR"):
+        checked_path(str(tmp_path / "mmsr1-weights-x" / "chunk.safetensors"))
 
 
 def test_vllm_finds_the_back_end_and_the_other_plugins():
