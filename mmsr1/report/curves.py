@@ -1,4 +1,7 @@
-"""Training curves as inline SVG: one panel a question that a reader of a run asks, empty panels left out."""
+"""Training curves as inline SVG: one panel a question that a reader of a run asks, empty panels left out.
+
+The panels about engine and trainer are in `report.drift`.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +56,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot: `kind` is linear, share (0 to 1), log or stacked."""
+    """A plot: `kind` is linear, share (0 to 1), log or stacked; a `limited` one shows `algorithm.gap_limit`."""
 
     title: str
     curves: tuple[Curve, ...]
     kind: str = "linear"
+    limited: bool = False
 
 
 PANELS = (
@@ -98,38 +102,38 @@ PANELS = (
     Panel("Entropy of the sampled tokens", (Curve("train", "entropy", "entropy", "green"),)),
     Panel("Clipped tokens (share)", (Curve("train", "clip_fraction", "clip fraction", "orange"),)),
     Panel("Gradient norm", (Curve("train", "grad_norm", "gradient norm", "blue"),)),
-    Panel(
-        "Engine against trainer: log-probability gap",
-        (
-            Curve("train", "logprob_gap_max", "largest", "vermilion", "--"),
-            Curve("train", "logprob_gap_mean", "mean", "blue"),
-        ),
-        "log",
-    ),
     Panel("Groups without advantage", (Curve("train", "zero_advantage_groups", "groups", "grey"),)),
     Panel(
         "Seconds a step, stacked by phase",
         (
-            Curve("train", "seconds_rollout", "rollout", "blue"),
+            Curve("train", "seconds_waited", "waiting for rollouts", "blue"),
             Curve("train", "seconds_train", "training", "orange"),
             Curve("train", "seconds_sync", "weight sync", "green"),
-            Curve("train", "seconds_tools_critical", "waiting for tools (within rollout)", "purple", "--"),
+            Curve("train", "seconds_rollout", "rollouts of this step", "vermilion", ":"),
+            Curve("train", "seconds_tools_critical", "tools (within rollouts)", "purple", "--"),
         ),
         "stacked",
     ),
 )
 
 
-def draw_panels(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """(title, SVG) of every panel that has a point. The SVG takes its ink and colours from the page."""
-    for panel in PANELS:
+def draw_panels(
+    rows: Sequence[Row], panels: Sequence[Panel] = PANELS, limit: float | None = None
+) -> Iterator[tuple[str, str]]:
+    """(title, SVG) of every panel that has a point; `limit` is drawn in those that show it. The SVG takes its ink and
+    colours from the page."""
+    for panel in panels:
         found = [(curve, *series(rows, curve.split, curve.name)) for curve in panel.curves]
         found = [(curve, steps, values) for curve, steps, values in found if any(map(math.isfinite, values))]
         if found:
             with matplotlib.rc_context(_STYLE):
                 figure = Figure(figsize=(4.5, 2.6), layout="constrained")
-                _draw(figure.add_subplot(), panel.kind, found)
-                figure.legend(loc="outside upper left", ncols=min(len(found), 2), handlelength=2.4)
+                axes = figure.add_subplot()
+                _draw(axes, panel.kind, found)
+                if panel.limited and limit is not None:
+                    axes.axhline(limit, color=_INK, linestyle=(0, (1, 1)), label=f"limit {limit:g}, of fresh tokens")
+                lines = len(axes.get_legend_handles_labels()[1])
+                figure.legend(loc="outside upper left", ncols=min(lines, 2), handlelength=2.4)
                 svg = _inline_svg(figure, panel.title)
             yield panel.title, svg
 
@@ -163,6 +167,8 @@ def _draw(axes: Axes, kind: str, found: Sequence[tuple[Curve, list[int], list[fl
         axes.set_yscale("log")
     elif kind == "stacked":
         axes.set_ylim(bottom=0)
+    if kind == "linear":
+        axes.ticklabel_format(useOffset=False)  # weights near 1 by their value, not as 1 plus something
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("rollout step")
 

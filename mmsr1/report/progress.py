@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from mmsr1.report.searches import HEADINGS, search_rows
+from mmsr1.report.waiting import with_waiting
 
-_SECONDS = ("rollout", "train", "sync", "validation")
+_SECONDS = ("waited", "train", "sync", "validation")
+_AHEAD = "train rollouts"  # the phase whose parts may be done in the phases before it
 _LINES = 50
 _CLOSING = (
     ("accuracy", "accuracy"),
@@ -43,6 +46,8 @@ class RunProgress:
         )
         self._task = self._bar.add_task("run", total=steps, phase="")
         self._phase, self._done, self._total = "", 0, 1
+        self._ahead = 0
+        self._lock = threading.Lock()  # episodes end on another thread than phases begin
         self._shown = 0.0
         self._every = max(1, steps // _LINES)
 
@@ -53,15 +58,31 @@ class RunProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    @property
+    def where(self) -> str:
+        """The phase and how far it is, as the bar shows them."""
+        return self._phase + (f" {min(self._done, self._total)}/{self._total}" if self._total > 1 else "")
+
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, phase: str, total: int) -> None:
-        self._phase, self._done, self._total = phase, 0, total
+        """A phase of `total` parts, each of which `advance` will tell. One of a single part has no count.
+
+        With overlap, rollouts of the next step end in other phases too. What a phase is told beyond its own parts is
+        kept for the next training rollouts.
+        """
+        with self._lock:
+            if self._phase != _AHEAD:
+                self._ahead += max(0, self._done - (self._total if self._total > 1 else 0))
+            self._phase, self._done, self._total = phase, 0, total
+            if phase == _AHEAD:
+                self._done, self._ahead = self._ahead, 0
         self._refresh()
 
     def advance(self) -> None:
-        self._done += 1
+        with self._lock:
+            self._done += 1
         if time.monotonic() - self._shown > 0.1:
             self._refresh()
 
@@ -79,6 +100,7 @@ class RunProgress:
             ("required", "search_ratio_required"),
         ]
         parts = [f"{label} {figures[key]:.2f}" for label, key in named if key in figures]
+        figures = with_waiting(figures)
         spent = [f"{name} {figures[f'seconds_{name}']:.1f}" for name in _SECONDS if f"seconds_{name}" in figures]
         self.say(f"{split:>5} {step:>4}  {'  '.join(parts)}  [{' '.join(spent)} s]")
 
@@ -103,8 +125,7 @@ class RunProgress:
 
     def _refresh(self) -> None:
         self._shown = time.monotonic()
-        count = f" {self._done}/{self._total}" if self._total > 1 else ""
-        self._bar.update(self._task, phase=f"{self._phase}{count}")
+        self._bar.update(self._task, phase=self.where)
 
 
 def _with_interval(card: Mapping[str, Any], key: str) -> str:

@@ -11,7 +11,7 @@ import argparse
 import base64
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from markupsafe import Markup
 
 from mmsr1.report.closing import closing_table
 from mmsr1.report.curves import draw_panels
+from mmsr1.report.drift import agreement, drift_panels, with_masked_share
 from mmsr1.report.film import Film, build_film, clip, read_validation
 from mmsr1.report.outcomes import OKABE_ITO, OUTCOMES, Outcome
 from mmsr1.report.pictures import data_uris
 from mmsr1.report.searches import HEADINGS, search_rows
+from mmsr1.report.settings import Settings
 from mmsr1.report.trajectories import choose_samples, sample_pictures
+from mmsr1.report.waiting import with_waiting
 from mmsr1.run_directory import RunDirectory, write_whole
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -65,7 +68,11 @@ def _render(directory: RunDirectory, run: dict[str, Any]) -> str:
     samples = choose_samples(validation)
     film_pictures = [cell.picture for cell in film.cells if cell.picture] if film else []
     script, summary = (_TEMPLATES / "film.js").read_text(), directory.read_summary()
-    config = directory.path / "config.yaml"
+    file = directory.path / "config.yaml"
+    config = file.read_text() if file.exists() else ""
+    settings = Settings(config)
+    limit = settings.number("algorithm.gap_limit")
+    rows = [with_masked_share(with_waiting(row)) for row in directory.read_metrics()]
     # Autoescape everywhere, whatever the file is called: what is not escaped is marked so below, and is ours.
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"duration": _duration, "clip": clip, "mark": _mark, "picture_class": _picture_class}
@@ -76,7 +83,8 @@ def _render(directory: RunDirectory, run: dict[str, Any]) -> str:
         summary=summary,
         searches=search_rows(summary.get("tools", {})),
         search_headings=HEADINGS,
-        config=config.read_text() if config.exists() else "",
+        config=config,
+        settled=settings.settled(),
         table=closing_table(directory),
         film=film,
         film_data=_film_data(film) if film else {},
@@ -84,12 +92,18 @@ def _render(directory: RunDirectory, run: dict[str, Any]) -> str:
         outcomes=OUTCOMES,
         samples=samples,
         pictures=data_uris(directory, [*film_pictures, *sample_pictures(samples)]),
-        panels=[(title, Markup(svg)) for title, svg in draw_panels(directory.read_metrics())],
+        panels=_marked(draw_panels(rows)),
+        drift=agreement(rows, limit, run.get("error") or ""),
+        drift_panels=_marked(draw_panels(rows, drift_panels(rows), limit)),
         colours=OKABE_ITO,
         style=Markup((_TEMPLATES / "report.css").read_text()),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _marked(panels: Iterable[tuple[str, str]]) -> list[tuple[str, Markup]]:
+    return [(title, Markup(svg)) for title, svg in panels]
 
 
 def _film_data(film: Film) -> dict[str, Any]:

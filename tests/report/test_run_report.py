@@ -120,7 +120,7 @@ def test_each_picture_is_embedded_once(full_report: tuple[str, Page]) -> None:
 
 def test_the_curves_take_their_colours_from_the_page_and_share_no_id(full_report: tuple[str, Page]) -> None:
     html, page = full_report
-    assert page.elements["figure"] == 12
+    assert page.elements["figure"] == 13
     curves = html[html.index('id="curves"') : html.index('id="trajectories"')]
     assert "currentColor" in curves and "var(--blue)" in curves and not re.search(r"stroke: #", curves)
     ids = re.findall(r'\bid="([^"]*)"', html)
