@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from acceptance._cache import Provider, fresh, inspect, stack, text_of
 from acceptance._full_disk import full_disk
-from acceptance.lines import Check, Line, at_least, at_most, command, holds
+from acceptance.lines import Check, at_least, at_most, command, holds
 from mmsr1.tools.base import Outcome
 from mmsr1.tools.ledger import read_totals
 
