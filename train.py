@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mmsr1.models.loading import PolicyFiles
     from mmsr1.models.module import PolicyModule
     from mmsr1.rollout.callback import RolloutCallback
+    from mmsr1.rollout.record import RunRecord
     from mmsr1.run_directory import RunDirectory
 
 
@@ -140,12 +141,13 @@ def _launch(config: Config, output: Path) -> None:
 
 
 def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | None]:
-    """The skeleton: data, policy, tools, engine, module, trainer; then the summary. Returns the final status, and why
-    the run ended before its last step, if it chose to."""
+    """The skeleton: data, policy, tools, engine, module, trainer; then the summary. Returns the final status, and which
+    budget was spent, if that ended the run or its last step."""
     import torch
     from lightning import seed_everything
 
     from mmsr1 import assembly
+    from mmsr1.assembly.run import price_remarks
     from mmsr1.models.checkpoint import CheckpointError, check_model
     from mmsr1.processes import is_first_process
     from mmsr1.report.progress import RunProgress
@@ -157,7 +159,8 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
         progress.say(f"run directory: {run.path}" + (f", from step {start.done}" if config.resume else ""))
         progress.begin("data", 1)
         examples, validation, skipped = assembly.training_examples(config)
-        for line in (*assembly.skipped_rows(skipped), *assembly.remarks(config, examples)):
+        remarks = (*assembly.remarks(config, examples), *price_remarks(config))
+        for line in (*assembly.skipped_rows(skipped), *remarks):
             progress.say(line)
         files = assembly.policy_files(config)
         weights = assembly.starting_weights(config, files, Path(scratch))
@@ -182,7 +185,7 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
             if start.checkpoint is not None:  # before anything slow is started
                 check_model(start.checkpoint, module.policy)
             trainer.fit(module, data)
-            if first and record.stopped is None:
+            if first and not _cut_short(config, record):
                 export_dtype = getattr(torch, config.model.export_dtype)
                 assembly.save_policy(run.path / "policy", files, callback.weights, export_dtype)
         except CheckpointError as error:
@@ -193,10 +196,18 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
             if first:
                 run.write_summary(assembly.summary(record, len(skipped), time.perf_counter() - started))
     progress.searches(assembly.tool_table(record))
-    if record.stopped is not None:
+    if _cut_short(config, record):
         return "interrupted", record.stopped
+    if record.stopped is not None:
+        last = "" if record.validated == record.steps_done else "; its last step is not validated"
+        progress.say(f"{record.stopped}; the run had done all its steps{last}")
     progress.closing(record.initial, record.final, str(run.path))
-    return "finished", None
+    return "finished", record.stopped
+
+
+def _cut_short(config: Config, record: RunRecord) -> bool:
+    """Whether money ran out before the last step was done; where it did so in that step, the run is whole."""
+    return record.stopped is not None and record.steps_done < config.trainer.max_steps
 
 
 def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> tuple[PolicyModule, Any, Any, Any]:

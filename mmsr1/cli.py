@@ -188,6 +188,8 @@ def _explain_value(text: str, detail: str) -> str:
     subject = f"{full[1]}={value[1]}" if value else _as_typed(full[1])
     where = f" (in conf/{file[1]}.yaml)" if file else ""
     if re.search(r"Key '[^']*' (is )?not in", detail):
+        if re.fullmatch(r"tools\.\w+\.options\.\w+", full[1]):
+            return f"{subject}: options are new keys; put + before it: +{subject}"
         return f"{subject}: there is no such key{where}{_hint(full[1].rpartition('.')[2])}"
     if wanted := re.search(r"could not be converted to (\w+)", detail):
         return f"{subject}: must be {_KINDS.get(wanted[1], wanted[1])}{where}"

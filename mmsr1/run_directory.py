@@ -72,8 +72,8 @@ class RunDirectory:
     def finish(
         self, status: FinalStatus, wall_seconds: float, error: str | None = None, reason: str | None = None
     ) -> None:
-        """Record how the run ended; `error` is one line for people, `reason` why it ended on purpose before its last
-        step. Raises FileNotFoundError if it never started.
+        """Record how the run ended; `error` is one line for people, `reason` why it ended on purpose, or what it
+        lacked at its end. Raises FileNotFoundError if it never started.
         """
         run = self.read_run()
         if not run:

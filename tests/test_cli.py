@@ -85,6 +85,11 @@ MISTAKES = {
     "misspelt key": (["rolout.turns=2"], "rolout.turns=2", "did you mean"),
     "misspelt key within a group": (["rollout.turnz=2"], "rollout.turnz=2", "did you mean turns?"),
     "key added with a plus": (["+algorithm.lrr=2"], "algorithm.lrr=2", "did you mean lr?"),
+    "option without a plus": (
+        ["tools.image_search.options.by=url"],
+        "tools.image_search.options.by=url",
+        "put + before it: +tools.image_search.options.by=url",
+    ),
     "missing data file": (["data=fvqa", "data.train_path=nowhere.parquet"], "data.train_path=nowhere.parquet", "FVQA"),
     "no data file": (["data=fvqa"], "data.train_path=None", "name a parquet file"),
     "missing validation file": (["data.val_path=gone.parquet"], "data.val_path=gone.parquet", "no such file"),

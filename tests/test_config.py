@@ -303,6 +303,13 @@ BAD_TOOLS = [
     ("tools.reader.provider=lynx", "tools.reader.provider=lynx", "none, jina, local"),
     ("tools.summarizer.provider=openai", "tools.summarizer.url=None", "say where openai runs"),
     ("tools.text_search.provider=searxng", "tools.text_search.url=None", "say where searxng runs"),
+    ("tools.text_search.url=http://ann:sk-123abc@h:80", "tools.text_search.url=***", "user or password"),
+    ("tools.text_search.url=ann:sk-123abc@h:80/a", "tools.text_search.url=***", "user or password"),
+    (
+        "tools.text_search.provider=retrieve tools.image_search.provider=retrieve",
+        "tools.text_search.url=None",
+        "say where retrieve runs",
+    ),
     ("tools.text_search.url=localhost:80", "tools.text_search.url=localhost:80", "http://"),
     ("tools.text_search.key_env=sk-123abc", "tools.text_search.key_env=***", "name of an environment variable"),
     ("tools.text_search.price_usd=-1", "tools.text_search.price_usd=-1.0", "0 or more"),
@@ -367,7 +374,8 @@ def test_the_web_stack_says_nothing_of_keys_but_their_variables() -> None:
 
 
 def test_faults_come_in_three_sizes() -> None:
-    assert not composed().faults.any
+    nothing = composed().faults
+    assert not (nothing.share or nothing.outage or nothing.latency_s)
     rehearsal, outage = shipped("faults=rehearsal").faults, shipped("faults=outage").faults
-    assert rehearsal.any and rehearsal.share == 0.3 and not rehearsal.outage
-    assert outage.any and outage.outage == ["image_search"] and not outage.share
+    assert rehearsal.share == 0.3 and not rehearsal.outage
+    assert outage.outage == ["image_search"] and not outage.share

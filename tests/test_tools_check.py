@@ -99,6 +99,28 @@ def test_the_command_prints_a_table_and_says_by_its_status_whether_all_is_well(w
     assert "JINA_API_KEY" in printed and "WRONG" in printed and KEY not in printed
 
 
+def test_a_narrow_terminal_breaks_no_name(capsys, monkeypatch) -> None:
+    wrong = "key missing: put it into the environment variable SERPAPI_API_KEY"
+    found = [
+        Finding("image_search", "serpapi_google_lens", 12.25, 0.015, "not asked", wrong),
+        Finding("thumbnails", "search engine's hosts", 0.5, 0.0, "123456 bytes"),
+        Finding("summarizer", "openai_summarizer", 10.0, 0.005, "1234 characters"),
+    ]
+
+    async def tried(tools: ToolsConfig) -> list[Finding]:
+        return found
+
+    monkeypatch.setattr(check, "tried", tried)
+    assert main([], partial(Console, width=80)) == 1
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert f"image_search: {wrong}" in lines
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert all(name in printed for name in ("image_search ", "thumbnails ", "summarizer ", "1234 characters", "WRONG"))
+    (total,) = [line.split() for line in lines if "total" in line]
+    assert total == ["total", "22.75", "0.0200"]
+
+
 def test_local_tools_need_nobody_and_a_mistake_is_one_line(capsys) -> None:
     assert main([]) == 0 and "nobody to ask" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:

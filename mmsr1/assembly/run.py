@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -17,7 +18,9 @@ from mmsr1.models.policy import Policy
 from mmsr1.rollout.record import Progress, RunRecord
 from mmsr1.run_directory import RunDirectory
 from mmsr1.tools import meter
+from mmsr1.tools.faults import rehearsal_of
 from mmsr1.tools.ledger import read_totals
+from mmsr1.types import ToolStatus
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,17 @@ def resume_point(config: Config, run: Path) -> Start:
     return Start(found[-1], step)
 
 
+def price_remarks(config: Config) -> Iterator[str]:
+    """What a limit in USD does not see."""
+    part, budget = config.tools.summarizer, config.tools.budget
+    limited = budget.usd_per_run is not None or budget.usd_per_day is not None
+    if limited and part.provider != "none" and part.key_env is not None and part.price_usd is None:
+        yield (
+            "tools.summarizer.price_usd=null: summaries count as free, and no limit of tools.budget in USD stops them; "
+            "the service has a key, so give its price of a call"
+        )
+
+
 def run_record(config: Config, run: RunDirectory, progress: Progress) -> RunRecord:
     """The record of a run, with the scorecard of this configuration."""
     allowed = config.rollout.turns - 1
@@ -66,6 +80,7 @@ def summary(record: RunRecord, skipped: int, seconds: float) -> dict[str, Any]:
     return {
         "initial": record.initial,
         "final": record.final,
+        "validated": record.validated,
         "steps": record.steps_done,
         "wall_seconds": seconds,
         "tool_calls": record.tool_calls.get("calls", 0),
@@ -79,11 +94,22 @@ def summary(record: RunRecord, skipped: int, seconds: float) -> dict[str, Any]:
 
 
 def tool_table(record: RunRecord) -> dict[str, dict[str, Any]]:
-    """What each tool and part did in the whole run, on all ranks; latencies in seconds."""
-    return {name: _tool_figures(row) for name, row in record.tools.items()}
+    """What each tool and part did in the whole run, on all ranks; latencies in seconds.
+
+    `faults` are attempts that failed. The attempts that a rehearsal made at a tool count in the tool's own row too.
+    """
+    return {name: _tool_figures(row, record.tools.get(rehearsal_of(name), {})) for name, row in record.tools.items()}
 
 
-def _tool_figures(row: meter.Row) -> dict[str, Any]:
+def _tool_figures(own: meter.Row, rehearsed: meter.Row) -> dict[str, Any]:
+    tried = {key: own.get(key, 0) + rehearsed.get(key, 0) for key in ("attempts", "retries")}
+    faults = sum(
+        count
+        for row in (own, rehearsed)
+        for key, count in row.items()
+        if key.startswith("failures/") and key.removeprefix("failures/") not in get_args(ToolStatus)
+    )
+    row = {**own, **tried, "faults": faults}
     sums = {key: value for key, value in row.items() if not key.startswith("latency")}
     latency = {"mean": meter.mean(row), "p50": meter.quantile(row, 0.5), "p99": meter.quantile(row, 0.99)}
     return {**sums, "latency_s": latency}

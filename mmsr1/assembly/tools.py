@@ -44,10 +44,9 @@ from mmsr1.types import Picture, ToolName
 HITS = 10  # asked of a search engine: more than are shown, because some are blocked or cannot be read
 # Thumbnails come from a search engine's own hosts, which bear more than its interface; they are worth little waiting.
 THUMBNAILS = CallPolicy(attempts=2, timeout_s=10, deadline_s=20, rate_per_s=100, concurrent=64)
-# A rehearsed day lets few calls succeed in a row; a breaker made for sound services would stay open.
-REHEARSED_FAILURES, REHEARSED_COOL_DOWN_S = 20, 1.0
 NEVER = 10**9  # of what is fetched from many hosts: one that is down says nothing about the next
 PATIENCE_S = 3600.0  # beyond what any tool allows itself
+REHEARSED_PATIENCE_S = 2.0  # with an outage that is known to last
 
 
 class SearchTools(dict[Any, Tool[Any]]):
@@ -210,7 +209,7 @@ class _Stack:
 
         def guard(backend: Backend[Any, Any]) -> Part[Any, Any]:
             policy = CallPolicy(faults.attempts, PATIENCE_S, PATIENCE_S, 1e6, 10_000, backoff_s=faults.latency_s)
-            breaker = Breaker(REHEARSED_FAILURES, REHEARSED_COOL_DOWN_S)
+            breaker = Breaker(patience_s=REHEARSED_PATIENCE_S)
             return Guarded(backend, policy, breaker, self.meter, self.config.seed)
 
         return Rehearsed(tool, spec, self.config.seed, guard)

@@ -47,6 +47,9 @@ class PartConfig:
         alone = self.provider in OWN_ADDRESS or self.url is not None
         check(alone, f"{group}.url", self.url, f"say where {self.provider} runs, e.g. http://localhost:8000")
         web = self.url is None or self.url.startswith(("http://", "https://"))
+        # What was given may hold a password: it is not repeated, here or in what follows.
+        remedy = "holds a user or password; give the address alone, and the key's variable in key_env"
+        check(not _has_user(self.url or ""), f"{group}.url", "***", remedy)
         check(web, f"{group}.url", self.url, "must begin with http:// or https://")
         named = self.key_env is None or bool(_VARIABLE.fullmatch(self.key_env))
         # What was given may be a key: it is not repeated.
@@ -107,8 +110,8 @@ class ToolsConfig:
         positive("tools", self, "pages_tried", "page_characters", "summary_sentences")
         fits = 0 <= self.thumbnails <= self.image_results
         check(fits, "tools.thumbnails", self.thumbnails, "must be between 0 and tools.image_results")
+        self.text_search.check_as("text_search", TEXT_SEARCH)  # first: tools=retrieve takes the image search's from it
         self.image_search.check_as("image_search", IMAGE_SEARCH)
-        self.text_search.check_as("text_search", TEXT_SEARCH)
         self.reader.check_as("reader", READERS)
         self.summarizer.check_as("summarizer", SUMMARIZERS)
         read = self.summarizer.provider == "none" or self.reader.provider != "none"
@@ -152,7 +155,7 @@ class FaultsConfig:
         for tool in self.outage:
             one_of("faults.outage", tool, "image_search", "text_search")
 
-    @property
-    def any(self) -> bool:
-        """Whether anything goes wrong on purpose."""
-        return bool(self.share or self.outage or self.latency_s)
+
+def _has_user(url: str) -> bool:
+    """Whether an address names a user, with or without a scheme before it."""
+    return "@" in re.split(r"[/?#]", url.partition("://")[2] or url, maxsplit=1)[0]

@@ -20,6 +20,7 @@ _FIGURES = (
     ("format", "Format", "share of well-formed answers", True),
     ("calls_per_question", "Calls per question", "", False),
     ("calls_per_allowed", "Calls per call allowed", "the paper\N{RIGHT SINGLE QUOTATION MARK}s SR", True),
+    ("failed_share", "Episodes lost", "to failed tools or engine, or for want of money", True),
 )
 
 
@@ -67,6 +68,8 @@ def closing_table(directory: RunDirectory) -> ClosingTable:
     summary = directory.read_summary()
     if summary.get("final"):
         caption = "Validation before and after training, with 95\N{NO-BREAK SPACE}% intervals."
+        if summary.get("validated", summary.get("steps")) != summary.get("steps"):
+            caption += f" The second is that of step {summary['validated']}; the run was not validated at its end."
         return ClosingTable(caption, _rows(summary.get("initial") or {}, summary["final"]))
     logged = directory.read_metrics("val")
     if not logged:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from mmsr1.report.searches import HEADINGS, search_rows
+from mmsr1.report.searches import HEADINGS, search_remarks, search_rows
 from mmsr1.report.waiting import with_waiting
 
 _SECONDS = ("waited", "train", "sync", "validation")
@@ -24,6 +25,7 @@ _CLOSING = (
     ("search_ratio_required", "search ratio, search-required"),
     ("calls_per_question", "calls per question"),
     ("format", "format"),
+    ("failed_share", "episodes lost to failures"),
 )
 
 
@@ -100,6 +102,8 @@ class RunProgress:
             ("required", "search_ratio_required"),
         ]
         parts = [f"{label} {figures[key]:.2f}" for label, key in named if key in figures]
+        if lost := figures.get("failed_share"):
+            parts.append(f"lost {lost:.0%}")
         figures = with_waiting(figures)
         spent = [f"{name} {figures[f'seconds_{name}']:.1f}" for name in _SECONDS if f"seconds_{name}" in figures]
         self.say(f"{split:>5} {step:>4}  {'  '.join(parts)}  [{' '.join(spent)} s]")
@@ -118,10 +122,14 @@ class RunProgress:
         rows = search_rows(tools)
         if not rows:
             return
-        table = Table("search", *(Column(heading, justify="right") for heading in HEADINGS[1:]))
+        # Narrow enough for 80 columns: units below, a space between, and long names fold between words, never numbers.
+        units = [Column(text.replace(" ", "\n"), justify="right", no_wrap=True) for text in HEADINGS[1:]]
+        table = Table(Column("search", min_width=12), *units, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
+        for line in search_remarks(tools):
+            self.say(line)
 
     def _refresh(self) -> None:
         self._shown = time.monotonic()

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-HEADINGS = ("", "calls", "hits", "failures", "retries", "paid USD", "uncached USD", "mean s", "p50 s", "p99 s")
+HEADINGS = ("", "calls", "hits", "failed", "tries", "faults", "paid USD", "uncached USD", "p50 s", "p99 s")
+TOOLS = ("image_search", "text_search")  # what episodes ask; the other rows are the parts behind them
+_COUNTS = ("calls", "hits", "failures", "attempts", "faults")
+_DOLLARS = ("paid_usd", "cost_usd")
+
+Rows = Mapping[str, Mapping[str, Any]]
 
 
-def search_rows(tools: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The rows of summary.json's `tools` under `HEADINGS`, as text; those that were never called are left out."""
-    return [_row(name, figures) for name, figures in tools.items() if figures.get("calls")]
+def search_rows(tools: Rows) -> list[tuple[str, ...]]:
+    """The rows of summary.json's `tools` under `HEADINGS`, as text; those that were never called are left out. Where
+    both tools were, the last one is their total: what they cost is what their parts cost, and counts once."""
+    rows = [_row(name, figures) for name, figures in tools.items() if figures.get("calls")]
+    called = [tools[name] for name in TOOLS if tools.get(name, {}).get("calls")]
+    if len(called) > 1:
+        sums = {key: sum(figures.get(key) or 0 for figures in called) for key in (*_COUNTS, *_DOLLARS)}
+        rows.append(_row("total", sums))
+    return rows
+
+
+def search_remarks(tools: Rows) -> Iterator[str]:
+    """What the table alone does not make plain."""
+    thumbnails = tools.get("thumbnail", {})
+    tried, failed = thumbnails.get("calls") or 0, thumbnails.get("failures") or 0
+    if tried and failed == tried:
+        yield (
+            f"no thumbnail could be had: {failed:.0f} of {tried:.0f} failed; tools.thumbnail_hosts names the hosts "
+            "that are asked, tools.thumbnails=0 asks for none"
+        )
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
-    counts = (f"{figures.get(key) or 0:.0f}" for key in ("calls", "hits", "failures", "retries"))
-    dollars = (f"{figures.get(key) or 0:.4f}".rstrip("0").rstrip(".") for key in ("paid_usd", "cost_usd"))
-    seconds = (_seconds(figures.get("latency_s", {}).get(key)) for key in ("mean", "p50", "p99"))
+    counts = (f"{figures.get(key) or 0:.0f}" for key in _COUNTS)
+    dollars = (f"{figures.get(key) or 0:.4f}".rstrip("0").rstrip(".") for key in _DOLLARS)
+    seconds = (_seconds(figures.get("latency_s", {}).get(key)) for key in ("p50", "p99"))
     return (name.replace("_", " "), *counts, *dollars, *seconds)
 
 

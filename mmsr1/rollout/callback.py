@@ -22,7 +22,7 @@ from mmsr1.models.ranks import Ranks
 from mmsr1.rewards.advantage import Normalise, make_group
 from mmsr1.rewards.reward import RewardSpec, score
 from mmsr1.rollout.engines.base import Sampling
-from mmsr1.rollout.record import RunRecord, ToolRows
+from mmsr1.rollout.record import RunRecord, ToolRows, refusal, tool_failure
 from mmsr1.rollout.supply import GroupSupply, SupplySpec
 from mmsr1.rollout.worker import RolloutWorker, first_rollouts
 from mmsr1.run_directory import RunDirectory
@@ -66,7 +66,8 @@ class RolloutCallback(Callback):
     """Owns rollout worker and reward. `prompts` are the examples of a step (0-based), `buffer` takes its groups.
 
     `make_worker` starts engine and tools for a run folder and rank. `tool_rows` reads the tools' figures, `spent` says
-    in one line why nothing is left to pay them with, if the run is to end then. `resume` is the checkpoint to go on
+    in one line why nothing is left to pay them with, if the run is to end then; what the budget refuses is then not
+    trained on. `resume` is the checkpoint to go on
     from.
     """
 
@@ -149,7 +150,8 @@ class RolloutCallback(Callback):
         if self.supply is not None and self.buffer is not None:
             self._groups = self._next_groups(self.supply, batch.step)
             self.buffer.put(batch.step, self._groups, self._probes(batch.step))
-            if self.plan.overlap and batch.step + 1 < self.schedule.steps:
+            more = batch.step + 1 < self.schedule.steps and self.spent(self.worker.tools) is None
+            if self.plan.overlap and more:
                 self.supply.begin(batch.step + 1, version=batch.step)
             elif self.plan.sleep:
                 self.worker.sleep()
@@ -169,14 +171,16 @@ class RolloutCallback(Callback):
         figures["seconds_step"] = time.perf_counter() - self._step_start
         self._log_step(module, step, figures)
         stops = self._mind_budget(trainer, step)
-        if validates and not stops:  # what a policy does that may not search says nothing
+        validates = validates and not stops  # what a policy does that may not search says nothing
+        if validates:
             self._validate(step)
-        self._checkpoint(module, step, validates and not stops, stops)
+            stops = self._mind_budget(trainer, step)
+        self._checkpoint(module, step, validates, stops)
 
     def _mind_budget(self, trainer: Trainer, step: int) -> bool:
         """Whether the run ends here, because there is nothing left to pay searches with. A collective."""
         told = [line for line in self.ranks.gather(self.spent(self.worker.tools)) if line]
-        if not told or step == self.schedule.steps:
+        if not told:
             return False
         self.record.stopped = told[0]
         trainer.should_stop = True
@@ -233,13 +237,26 @@ class RolloutCallback(Callback):
         if stops and all(stop == "engine_failure" for stop in stops):
             raise RuntimeError(f"the engine failed in each of {len(stops)} {split} episodes of step {step}")
         self.record.add_costs(groups)
+        refused = [self._refusal(episode) for group in groups for episode in group.episodes_G]
+        self.record.heed(split, step, groups, [line for line in refused if line is not None])
         return tuple(groups)
 
     def _group(self, example: Example, episodes: Sequence[Episode], penalty_step: int) -> Group:
         """Judge the rollouts of an example and set them against each other."""
         rewards = [score(example, episode, self.plan.rewards, penalty_step) for episode in episodes]
-        trained = [episode.stop not in INFRASTRUCTURE_STOPS and not _tool_failed(episode) for episode in episodes]
+        trained = [self._counts(episode) for episode in episodes]
         return make_group(example, episodes, rewards, trained, self.plan.normalise)
+
+    def _counts(self, episode: Episode) -> bool:
+        """Whether the policy may learn from an episode: not where something failed it, or where the run ends for want
+        of the money that its search would have cost."""
+        if episode.stop in INFRASTRUCTURE_STOPS or tool_failure(episode) is not None:
+            return False
+        return self._refusal(episode) is None or self.spent(self.worker.tools) is None
+
+    def _refusal(self, episode: Episode) -> str | None:
+        limits, tools = self.worker.limits.searches, self.worker.tools
+        return refusal(episode, {name: most for name, most in limits.items() if name in tools})
 
     def _validate(self, step: int) -> None:
         start = time.perf_counter()
@@ -254,7 +271,7 @@ class RolloutCallback(Callback):
 
     def _checkpoint(self, module: Any, step: int, validated: bool, stops: bool = False) -> None:
         """After the sync, so that a resumed run starts from weights that the engine has had."""
-        reward = self.record.final["reward"] if validated else None
+        reward = self.record.final["reward"] if validated and self.record.reliable else None
         improved = reward is not None and (self.record.best is None or reward > self.record.best)
         if improved:
             self.record.best = reward
@@ -264,7 +281,3 @@ class RolloutCallback(Callback):
             module.write_checkpoint(folder, step, {"reward": reward, "record": self.record.state()}, under_way)
             if self.ranks.rank == 0:
                 checkpoint.prune(folder, self.schedule.keep_last)
-
-
-def _tool_failed(episode: Episode) -> bool:
-    return any(exchange.result.status == "infrastructure_error" for exchange in episode.calls)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from mmsr1.models.ranks import Ranks
 from mmsr1.run_directory import RunDirectory
 from mmsr1.tools.meter import merge
-from mmsr1.types import Group
+from mmsr1.types import REACHED_TOOL, Episode, Group
 
 Figures = Callable[[Sequence[Group]], dict[str, Any]]
 # Figures of each tool and of each part of it (see `tools.meter`), since they were made.
 ToolRows = Mapping[str, Mapping[str, float]]
 COUNTED = ("calls", "hits", "backend_calls")
+MANY_LOST = 0.1  # of the episodes of a validation: what it says of the policy is not to be relied on
+MOST_LOST = 0.5  # of the episodes of a step: something is wrong with the tools, and people should know
 TOOLS = ("image_search", "text_search")  # the rows that episodes ask; the others are what these are made of
 
 
@@ -24,13 +27,14 @@ class Progress(Protocol):
     def begin(self, phase: str, total: int) -> None: ...
     def advance(self) -> None: ...
     def show(self, split: str, step: int, figures: Mapping[str, Any]) -> None: ...
+    def say(self, text: str) -> None: ...
 
 
 class RunRecord:
     """Figures and totals of one run; every rank keeps them, the first alone writes them down.
 
-    `figures` summarises groups for the metrics, `scorecard` does it with intervals for the summary. `stopped` says why
-    the run ends before its last step, if it does.
+    `figures` summarises groups for the metrics, `scorecard` does it with intervals for the summary. `stopped` says
+    which budget is spent, if that ended the run or its last step. `validated` is the step of the last validation.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class RunRecord:
         self.initial: dict[str, Any] = {}
         self.final: dict[str, Any] = {}
         self.best: float | None = None
-        self.steps_done = 0
+        self.steps_done = self.validated = 0
         self.cost_usd_uncached = 0.0
         self.tool_calls: dict[str, float] = {}
         self.tools: dict[str, dict[str, float]] = {}
@@ -49,6 +53,7 @@ class RunRecord:
         self._calls_before: Mapping[str, float] = {}
         self._tools_before: ToolRows = {}
         self._ranks, self._loggers = Ranks(), []
+        self._told_refused = self._told_lost = False
 
     def open(self, run: RunDirectory, ranks: Ranks, loggers: Sequence[Any]) -> None:
         """The processes have met: where to write, and who."""
@@ -59,6 +64,7 @@ class RunRecord:
         return {
             "initial": self.initial,
             "final": self.final,
+            "validated": self.validated,
             "best": self.best,
             "cost_usd_uncached": self.cost_usd_uncached,
             "tool_calls": self.tool_calls,
@@ -73,7 +79,7 @@ class RunRecord:
     def take_up(self, step: int, state: Mapping[str, Any]) -> None:
         """Go on after `step`; what was written of later steps will be written again."""
         self.initial, self.final, self.steps_done = state["initial"], state["final"], step
-        self.best = state["best"]
+        self.best, self.validated = state["best"], state.get("validated", step)  # older checkpoints do not say
         self.cost_usd_uncached = state["cost_usd_uncached"]
         self.tool_calls = self._calls_before = dict(state["tool_calls"])
         self._tools_before = state.get("tools", {})  # older checkpoints have none
@@ -96,7 +102,7 @@ class RunRecord:
         self.cost_usd_uncached += sum(exchange.result.cost_usd for exchange in calls)
 
     def validation(self, step: int, groups: Sequence[Group], seconds: float) -> None:
-        self.final = self._scorecard(groups)
+        self.validated, self.final = step, {**self._scorecard(groups), "failed_share": _failed_share(groups)}
         if step == 0:
             self.initial = self.final
         figures = {name: value for name, value in self.final.items() if not name.endswith("_ci95")}
@@ -106,11 +112,32 @@ class RunRecord:
         """One finished step; `groups` empty where there are no rollouts."""
         self.steps_done = step
         if groups:
-            figures = {**self._figures(groups), **_rollout_figures(groups), **figures}
+            rolled = {**_rollout_figures(groups), "failed_share": _failed_share(groups)}
+            figures = {**self._figures(groups), **rolled, **figures}
         shown = step % self.episodes_every == 0 or step == 1
         self._write("train", step, figures, groups if shown else ())
         if groups and self._ranks.rank == 0:
             self.run.log_consumed(step, [group.example.id for group in groups])
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the last validation lost so few episodes that it says something about the policy."""
+        return self.final.get("failed_share", 0.0) <= MANY_LOST
+
+    def heed(self, split: str, step: int, groups: Sequence[Group], refused: Sequence[str]) -> None:
+        """Tell people what a run survives, but should not survive unseen: searches that a budget refused (each
+        refusal in words), and tools that fail most episodes. Said once, the latter again after a better step."""
+        where = f"{split} rollouts of step {step}"
+        if refused and not self._told_refused:
+            self._told_refused = True
+            self.progress.say(f"{where}: the budget refuses searches, first in {len(refused)} episodes: {refused[0]}")
+        episodes = [episode for group in groups for episode in group.episodes_G]
+        lost = [why for episode in episodes if (why := tool_failure(episode)) is not None]
+        much = len(lost) > MOST_LOST * len(episodes)
+        if much and not self._told_lost:
+            ((why, _),) = Counter(lost).most_common(1)
+            self.progress.say(f"{where}: failed searches took {len(lost)} of {len(episodes)} episodes: {why}")
+        self._told_lost = much
 
     def _write(self, split: str, step: int, figures: Mapping[str, Any], groups: Sequence[Group]) -> None:
         if self._ranks.rank != 0:
@@ -121,6 +148,32 @@ class RunRecord:
         self.progress.show(split, step, figures)
         for logger in self._loggers:
             logger.log_metrics({f"{split}/{name}": value for name, value in figures.items()}, step)
+
+
+def tool_failure(episode: Episode) -> str | None:
+    """Why a search of the episode failed, for want of infrastructure; None if none did."""
+    failed = (call.result for call in episode.calls if call.result.status == "infrastructure_error")
+    return next((result.detail or "no reason given" for result in failed), None)
+
+
+def refusal(episode: Episode, searches: Mapping[Any, int]) -> str | None:
+    """In what words the run's budget refused a search of the episode; None if it refused none.
+
+    `searches` are the episode's own limits: what goes beyond them is the policy's doing and no matter of money.
+    """
+    made: Counter[str] = Counter()
+    for exchange in episode.calls:
+        tool, result = exchange.call.tool, exchange.result
+        if result.status == "over_budget" and made[tool] < searches.get(tool, 0):
+            return result.detail
+        made[tool] += result.status in REACHED_TOOL
+    return None
+
+
+def _failed_share(groups: Sequence[Group]) -> float:
+    """Share of the episodes that were lost to tools, engine or money, and say nothing about the policy."""
+    kept = [trained for group in groups for trained in group.trained_G]
+    return (len(kept) - sum(kept)) / max(1, len(kept))
 
 
 def _rollout_figures(groups: Sequence[Group]) -> dict[str, int | float]:

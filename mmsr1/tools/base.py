@@ -38,11 +38,14 @@ class CallFailed(Exception):
     blocked     a page behind a reader refuses to be read (CAPTCHA, 403): another page may not
     broken      an answer that is none: truncated, of wrong types, too large
     invalid     the back end does not accept the query: whoever wrote it is at fault, not the infrastructure
+
+    `cost_usd` is what the back end is known to charge all the same.
     """
 
-    def __init__(self, cause: Cause, detail: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, cause: Cause, detail: str, retry_after_s: float | None = None, cost_usd: float = 0.0) -> None:
         super().__init__(f"{cause}: {detail}")
-        self.cause, self.detail, self.retry_after_s = cause, detail, retry_after_s
+        self.cause: Cause = cause
+        self.detail, self.retry_after_s, self.cost_usd = detail, retry_after_s, cost_usd
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,8 @@ from filelock import FileLock
 
 from mmsr1.tools.base import Outcome, Part
 from mmsr1.tools.codecs import typed
-from mmsr1.tools.ledger import Ledger, on_record
+from mmsr1.tools.guard import Begin, Guarded
+from mmsr1.tools.ledger import Ledger, Record, on_record
 from mmsr1.tools.meter import ANSWERS
 
 logger = logging.getLogger(__name__)
@@ -226,25 +227,45 @@ class Paid(Generic[Q, V]):
     async def ask(self, query: Q, key: str, keep: Keep[V] | None = None) -> Outcome[V]:
         """Reserve, record, ask, `keep` the outcome, record the end, settle.
 
-        The end is recorded once the outcome is kept, so that after a kill no answered call is made again.
+        The end is recorded once the outcome is kept, so that after a kill no answered call is made again. Of a guarded
+        part the beginning is recorded once the call's turn has come, so one that is never made is not on record.
         """
         reservation = await self._aside(lambda: self._budget.reserve(self.price_usd))
         if reservation is None:
             return Outcome("over_budget", cached=True, detail=self._budget.left or "too little is left for this call")
         paid_usd, made = self.price_usd, False
+        record: Record | None = None
+
+        async def begin() -> str | None:
+            nonlocal made, record
+            try:
+                entry = on_record(self._ledger, self.name, key, self.price_usd)
+                record = await entries.enter_async_context(entry)
+            except OSError as error:  # the call must not be made
+                return str(error)
+            made = True
+            return None
+
         try:
-            async with on_record(self._ledger, self.name, key, self.price_usd) as record:
-                made = True
-                outcome = await self._part(query)
+            async with AsyncExitStack() as entries:
+                outcome = await self._begun(query, begin)
                 paid_usd, made = outcome.paid_usd, not outcome.cached
                 if keep is not None:
                     await keep(outcome)
-                record.cost_usd, record.state = paid_usd, "answered" if outcome.status in ANSWERS else "failed"
+                if record is not None:
+                    record.cost_usd, record.state = paid_usd, "answered" if outcome.status in ANSWERS else "failed"
                 return outcome
-        except OSError as error:  # the ledger's: a part raises nothing
-            return Outcome("infrastructure_error", cached=not made, detail=str(error))
         finally:
             await self._aside(lambda: self._budget.settle(reservation, paid_usd if made else 0.0, made))
+
+    async def _begun(self, query: Q, begin: Begin) -> Outcome[V]:
+        """The outcome of the part, with `begin` before it asks anybody."""
+        if isinstance(self._part, Guarded):
+            return await self._part.ask(query, begin)
+        why = await begin()
+        if why is not None:
+            return Outcome("infrastructure_error", cached=True, detail=why)
+        return await self._part(query)
 
     async def _aside(self, work: Callable[[], T]) -> T:
         """Files off the event loop; without limits there are none, and nothing to wait for."""

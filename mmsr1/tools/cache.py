@@ -4,7 +4,7 @@
                │ no
              on disk: answered before? ──yes──> hit
                │ no
-             file lock, look on disk again, budget, ledger, back end, write, ledger
+             lock of the key, look on disk again, budget, ledger, back end, write, ledger
 
 What lies on disk is described in `codecs`; answers are kept, failures are not.
 """
@@ -16,12 +16,10 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
-
-from filelock import FileLock, Timeout
 
 from mmsr1.tools.base import Outcome, Part, Tool
 from mmsr1.tools.budget import Paid
@@ -37,6 +35,7 @@ from mmsr1.tools.codecs import (
     tool_result,
 )
 from mmsr1.tools.ledger import Ledger, on_record
+from mmsr1.tools.locks import only_process
 from mmsr1.tools.meter import ANSWERS, Meter, PartCounters
 from mmsr1.tools.store import CorruptEntry, Store
 from mmsr1.types import Picture, ToolName, ToolResult
@@ -60,8 +59,8 @@ class _Cached(ABC, Generic[Q, R]):
     One call at a time is made for a query, however many coroutines and processes ask. The call belongs to all who
     wait: when one of them is cancelled it goes on, and its result is kept even if nobody waits any more.
     A hit keeps the `cost_usd` of a fresh call and says `cached=True`, with nothing paid. A failure is shared by those
-    who wait for it, charged to the first, and never written.
-    `lock_wait_s`: seconds to wait for another process before making the call all the same.
+    who wait for it, charged to the first (the others say `cached`: they asked nobody), and never written.
+    Another process that makes the call is waited for as long as it lives, with a warning every `lock_wait_s` seconds.
     """
 
     def __init__(self, store: Store, lock_wait_s: float, counters: PartCounters) -> None:
@@ -96,7 +95,7 @@ class _Cached(ABC, Generic[Q, R]):
         if flight is not None:
             result = await asyncio.shield(flight)
             kept = result.status in ANSWERS
-            return replace(result, cached=kept, cost_usd=result.cost_usd if kept else 0.0, paid_usd=0.0)
+            return replace(result, cached=True, cost_usd=result.cost_usd if kept else 0.0, paid_usd=0.0)
         # Reading takes tens of microseconds (more with blobs, up to 1 ms): a thread would cost as much.
         result = self._read(key)
         if result is not None:
@@ -127,29 +126,17 @@ class _Cached(ABC, Generic[Q, R]):
 
     @asynccontextmanager
     async def _only_process(self, key: str) -> AsyncIterator[None]:
-        """Hold the key's file lock. It is polled, so that waiting blocks neither the event loop nor a thread.
+        """Hold the key's lock, however long the process that has it takes: what it pays for must not be paid twice.
 
         The operating system frees the lock of a process that dies, which `diskcache.Lock` does not survive.
         """
-        lock = FileLock(self._store.lock_path(key))
-        deadline, pause = time.monotonic() + self._lock_wait_s, 0.002
-        while True:
+        async with AsyncExitStack() as held:
             try:
-                lock.acquire(blocking=False)
-                break
-            except Timeout:
-                if time.monotonic() > deadline:
-                    logger.warning("gave up waiting for %s: calling without the lock", lock.lock_file)
-                    break
+                lock = only_process(self._store.lock_path(key), self._store.lock_byte(key), self._lock_wait_s)
+                await held.enter_async_context(lock)
             except OSError as error:  # a full disk takes no new lock file
                 logger.warning("calling without the lock: %s", error)
-                break
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.05)
-        try:
             yield
-        finally:
-            lock.release()
 
     def _read(self, key: str, again: bool = False) -> R | None:
         """The stored result, or None. A corrupt entry is a miss, counted once: the fresh result will overwrite it."""

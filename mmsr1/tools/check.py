@@ -20,6 +20,7 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -152,12 +153,15 @@ def _picture() -> Picture:
 
 
 def table(found: list[Finding]) -> Table:
-    headings = ("part", "provider", "status", "seconds", "cost USD", "what")
-    shown = Table(*(Column(heading, overflow="fold") for heading in headings))
+    """Narrow enough for 80 columns; what is wrong stands below it in full (see `main`)."""
+    headings = ("part", "provider", "status", "seconds", "USD", "what")
+    shown = Table(*(Column(heading, no_wrap=heading != "provider") for heading in headings), box=box.SIMPLE_HEAD)
     for one in found:
         status = "WRONG" if one.wrong else "ok"
-        what = one.wrong or one.said
-        shown.add_row(one.part, one.provider, status, f"{one.seconds:.2f}", f"{one.cost_usd:.4f}", what)
+        provider = one.provider.replace("_", " ")
+        shown.add_row(one.part, provider, status, f"{one.seconds:.2f}", f"{one.cost_usd:.4f}", one.said)
+    seconds, cost_usd = (sum(figures) for figures in zip(*((one.seconds, one.cost_usd) for one in found), strict=True))
+    shown.add_row("total", "", "", f"{seconds:.2f}", f"{cost_usd:.4f}", "")
     return shown
 
 
@@ -181,7 +185,11 @@ def main(arguments: list[str], console: Callable[[], Console] = Console) -> int:
     if not found:
         sys.stdout.write("all tools are local indexes: there is nobody to ask\n")
         return 0
-    console().print(table(found))
+    screen = console()
+    screen.print(table(found))
+    for one in found:
+        if one.wrong:  # one line each, which the terminal may break, so that names in it can be copied
+            screen.print(f"{one.part}: {one.wrong}", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(one.wrong for one in found) else 0
 
 

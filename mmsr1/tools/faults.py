@@ -65,7 +65,7 @@ class Faulty(Generic[QueryT]):
     price_usd = 0.0  # the tool pays for itself, inside
 
     def __init__(self, tool: Tool[QueryT], spec: FaultSpec, seed: int) -> None:
-        self.name = f"{tool.name}_rehearsal"
+        self.name = rehearsal_of(tool.name)
         self.backend = tool.backend
         self._tool, self._spec, self._seed = tool, spec, seed
 
@@ -91,6 +91,11 @@ class Faulty(Generic[QueryT]):
         if kind == "timeout":
             await asyncio.sleep(self._spec.timeout_s)
         raise CallFailed("transient", f"rehearsed fault: {kind}")
+
+
+def rehearsal_of(tool: str) -> str:
+    """The name under which attempts at a tool are counted while it is rehearsed."""
+    return f"{tool}_rehearsal"
 
 
 class Rehearsed(Generic[QueryT]):

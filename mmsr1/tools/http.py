@@ -7,8 +7,10 @@ into its exceptions and into its log.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json as json_module
 import logging
+import re
 import socket
 import ssl
 import time
@@ -23,13 +25,19 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from mmsr1.tools.base import CallFailed
+from mmsr1.tools.base import CallFailed, Cause
 from mmsr1.tools.secrets import Secret, redact
 
 MAX_BYTES = 8 * 2**20
 CONNECT_S = 10.0
 # One layer of what zlib can undo in bounded pieces; other methods turn a small piece into gigabytes at once.
 ENCODINGS = ("gzip", "x-gzip", "deflate")
+# What a page may be decoded by. Python knows more, and some of that (punycode) takes a time that grows as the square.
+_CHARSETS = re.compile(
+    r"utf-?8|utf-?16(-?[bl]e)?|us-ascii|ascii|iso-?8859-?\d{1,2}|latin-?\d{1,2}|(windows|cp)-?(125\d|8\d\d|9\d\d)"
+    r"|gb2312|gbk|gb18030|shift-?jis|sjis|euc-?(jp|kr)|iso-2022-jp|big5(-hkscs)?|ks-c-5601(-1987)?|koi8-[rtu]|tis-620"
+)
+_PIECE = 2**16  # bytes that are decoded at a time: no other thread runs meanwhile
 
 for _name in ("httpx", "httpcore"):  # at INFO the one logs URLs, at DEBUG the other headers: keys stand in both
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -57,12 +65,9 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The body in the character set that the server named, or UTF-8; what cannot be read becomes U+FFFD."""
+        """The body in the character set that the server named, as by `decoded`."""
         _, _, parameter = self.headers.get("content-type", "").lower().partition("charset=")
-        try:
-            return self.body.decode(parameter.split(";")[0].strip("\"' ") or "utf-8", "replace")
-        except (LookupError, ValueError):
-            return self.body.decode("utf-8", "replace")
+        return decoded(self.body, parameter.split(";")[0].strip("\"' "))
 
     def json(self) -> Any:
         """The body as JSON. Raises CallFailed("broken") if it is none."""
@@ -70,6 +75,17 @@ class Reply:
             return json_module.loads(self.body.decode("utf-8"))
         except (ValueError, RecursionError):
             raise CallFailed("broken", f"HTTP {self.status}, {len(self.body)} bytes that are no JSON") from None
+
+
+def decoded(body: bytes, charset: str) -> str:
+    """The text in `charset`, or in UTF-8 if that is none of those in use; what cannot be read becomes U+FFFD."""
+    name = charset.lower().replace("_", "-")
+    try:
+        decoder = codecs.getincrementaldecoder(name if _CHARSETS.fullmatch(name) else "utf-8")("replace")
+    except LookupError:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    pieces = [decoder.decode(body[start : start + _PIECE]) for start in range(0, len(body), _PIECE)]
+    return "".join([*pieces, decoder.decode(b"", True)])
 
 
 class Http:
@@ -184,6 +200,9 @@ async def failures(timeout_s: float) -> AsyncIterator[None]:
             yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
         raise CallFailed("transient", _why_unconnected(error)) from None
+    except httpx.ProxyError as error:  # the service has not been reached; the text begins with the proxy's status
+        cause: Cause = "refused" if str(error)[:2] == "40" else "transient"
+        raise CallFailed(cause, "the proxy does not let the request through: check HTTP_PROXY, HTTPS_PROXY") from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeError):
         raise CallFailed("invalid", "the request cannot be written as HTTP") from None
     except (TimeoutError, httpx.TimeoutException):
@@ -212,8 +231,10 @@ def _why_unconnected(error: BaseException) -> str:
 def raise_for(reply: Reply, detail: str = "") -> None:
     """Raise what a status means for most providers; return if it is 2xx. `detail` is one line that is fit for a log.
 
-    429 throttled; 401, 403 refused, as are 404 and 405, which speak of an address that is wrong; 402 exhausted; 408,
-    425, 5xx transient; other 4xx invalid. Anything else, a redirect among them, is no answer of a provider: broken.
+    429 throttled; 402 exhausted; 408, 425, 5xx transient; 413, 414 invalid, for the query alone can be too large; all
+    other 4xx refused: key, address, option, plan or proxy, which no other query would change. Whoever knows that a
+    service blames the query says so before (`providers/blame.py`). Anything else, a redirect among them, is no answer
+    of a provider: broken.
     """
     status = reply.status
     if 200 <= status < 300:
@@ -221,13 +242,15 @@ def raise_for(reply: Reply, detail: str = "") -> None:
     said = f"HTTP {status}" + (f": {detail}" if detail else "")
     if status == 429:
         raise CallFailed("throttled", said, retry_after(reply))
-    if status in (401, 403, 404, 405):
-        raise CallFailed("refused", said)
     if status == 402:
         raise CallFailed("exhausted", said)
     if status in (408, 425) or 500 <= status < 600:
         raise CallFailed("transient", said, retry_after(reply))
-    raise CallFailed("invalid" if 400 <= status < 500 else "broken", said)
+    if status in (413, 414):
+        raise CallFailed("invalid", said)
+    if status not in (401, 403, 404, 405) and not detail:
+        said += ": does not accept the request: check options, plan and proxy"
+    raise CallFailed("refused" if 400 <= status < 500 else "broken", said)
 
 
 def retry_after(reply: Reply) -> float | None:

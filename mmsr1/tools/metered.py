@@ -15,7 +15,9 @@ QueryT = TypeVar("QueryT", str, Picture)
 class Metered(Generic[QueryT]):
     """`Tool` whose calls are counted under its name; what it is made of counts for itself.
 
-    A back-end call here is one that was not answered from a cache alone. A call that is cut is not counted.
+    A hit is a call that asked nobody, or paid nothing for what has a price: a page or thumbnail that cannot be fetched,
+    and so is tried again each time, makes no miss of it. A back-end call is one that is no hit. A call that is cut is
+    not counted.
     """
 
     def __init__(self, tool: Tool[QueryT], meter: Meter) -> None:
@@ -37,6 +39,7 @@ class Metered(Generic[QueryT]):
         start = time.perf_counter()
         result = await self._tool(query)
         seconds = time.perf_counter() - start
-        self._counters.record(result.status, result.cached, result.cost_usd, result.paid_usd, seconds)
-        self._counters.backend_calls += not result.cached
+        hit = result.cached or (result.cost_usd > 0 and result.paid_usd == 0)
+        self._counters.record(result.status, hit, result.cost_usd, result.paid_usd, seconds)
+        self._counters.backend_calls += not hit
         return result

@@ -29,7 +29,8 @@ _FILE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
 _NO_LIMIT = 2**60
 _SHARDS = 8
 _SELECT = "SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1"
-_BUCKET = 3  # hex digits of the key that name its lock file: 4,096 files, empty, never removed
+_FILES = 1  # hex digits of the key that name its lock file: 16 files, empty, never removed
+_BYTE = 15  # hex digits that follow and name the byte in it: no two keys share one
 
 
 class CorruptEntry(ValueError):
@@ -162,8 +163,13 @@ class Store:
         return cast(Any, self._cache)._shards[self._cache._hash(key) % _SHARDS]
 
     def lock_path(self, key: str) -> Path:
-        """The file to lock while the value of `key` is being made; a few unrelated keys share it."""
-        return self._locks / f"{key[:_BUCKET]}.lock"
+        """The file in which to lock the byte `lock_byte` while the value of `key` is being made."""
+        return self._locks / f"{key[:_FILES]}.lock"
+
+    @staticmethod
+    def lock_byte(key: str) -> int:
+        """Where in its file a key is locked; unrelated keys differ."""
+        return int(key[_FILES : _FILES + _BYTE], 16)
 
     def close(self) -> None:
         """Close this thread's connections; the others close with their threads."""

@@ -171,7 +171,15 @@ def write_full_run(path: Path) -> RunDirectory:
             log_step(directory, step)
     summary = {"initial": validation_figures(0), "final": validation_figures(1), "steps": 30, "wall_seconds": 64.2}
     spent = {"tool_calls": 5123, "cache_hits": 3120, "cost_usd": 0.0, "cost_usd_uncached": 5.12}
-    lens = {"calls": 3000, "hits": 2900, "failures": 12, "retries": 7, "paid_usd": 1.5, "cost_usd": 45.0}
+    lens = {
+        "calls": 3000,
+        "hits": 2900,
+        "failures": 12,
+        "attempts": 107,
+        "faults": 7,
+        "paid_usd": 1.5,
+        "cost_usd": 45.0,
+    }
     lens |= {"latency_s": {"mean": 0.051, "p50": 0.0004, "p99": 2.25}}
     unused = {"calls": 0, "latency_s": {"mean": 0.0, "p50": 0.0, "p99": 0.0}}
     directory.write_summary(summary | spent | {"tools": {"image_search": lens, "text_search": unused}})

@@ -20,6 +20,7 @@ from synthetic_run import emblem, encode, log_step, make_episode, make_examples,
 from mmsr1.report.closing import closing_table
 from mmsr1.report.progress import RunProgress
 from mmsr1.report.run import main, write_report
+from mmsr1.report.searches import search_remarks
 from mmsr1.run_directory import RunDirectory, episode_record
 from mmsr1.types import Picture
 
@@ -80,7 +81,7 @@ def test_the_page_opens_with_what_ran_and_its_closing_table(full_report: tuple[s
 
 def test_the_page_shows_what_searching_took_and_cost(full_report: tuple[str, Page]) -> None:
     html, _ = full_report
-    cells = "".join(f"<td>{cell}</td>" for cell in (3000, 2900, 12, 7, 1.5, 45, "0.0510", "0.0004", 2.25))
+    cells = "".join(f"<td>{cell}</td>" for cell in (3000, 2900, 12, 107, 7, 1.5, 45, "0.0004", 2.25))
     assert f'<th scope="row">image search</th>{cells}</tr>' in html
     assert '<th scope="row">text search</th>' not in html  # nobody used it
 
@@ -91,7 +92,41 @@ def test_the_terminal_shows_the_same_table_and_nothing_where_nobody_searched(ful
     progress.searches({})
     assert console.export_text(clear=False) == ""
     progress.searches(full_run.read_summary()["tools"])
-    assert re.search(r"image search\W+3000\W+2900\W+12\W+7\W+1.5\W+45\W+0.0510\W+0.0004\W+2.25", console.export_text())
+    assert re.search(r"image search\W+3000\W+2900\W+12\W+107\W+7\W+1.5\W+45\W+0.0004\W+2.25", console.export_text())
+
+
+def test_the_table_fits_a_narrow_terminal_and_counts_money_once() -> None:
+    row = {"calls": 123456, "hits": 100000, "failures": 1234, "attempts": 23456, "faults": 1234, "paid_usd": 123.4567}
+    row = {**row, "cost_usd": 1234.5678, "latency_s": {"mean": 1.0, "p50": 10.25, "p99": 120.5}}
+    names = ("image_search", "text_search", "openai_summarizer", "thumbnail", "unused")
+    tools = {name: {} if name == "unused" else row for name in names}
+    console = Console(record=True, width=80, file=io.StringIO())
+    RunProgress(1, console).searches(tools)
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    assert max(map(len, lines)) <= 80 and not any("unused" in line for line in lines)
+    (total,) = [line for line in lines if line.startswith("total")]
+    assert total.split()[1:] == ["246912", "200000", "2468", "46912", "2468", "246.9134", "2469.1356", "-", "-"]
+    assert sum(line.startswith("image search") for line in lines) == 1
+
+
+def test_thumbnails_that_were_all_refused_are_remarked_on() -> None:
+    (line,) = search_remarks({"thumbnail": {"calls": 12, "failures": 12}})
+    assert line.startswith("no thumbnail could be had: 12 of 12 failed; tools.thumbnail_hosts")
+    assert not [*search_remarks({"thumbnail": {"calls": 12, "failures": 11}, "image_search": {"calls": 3}})]
+
+
+def test_a_run_that_was_not_validated_at_its_end_says_so(tmp_path: Path) -> None:
+    run = start(RunDirectory(tmp_path))
+    figures = {"accuracy": 0.5, "failed_share": 0.25}
+    run.write_summary({"initial": figures, "final": figures, "steps": 3, "validated": 2})
+    table = closing_table(run)
+    assert "that of step 2; the run was not validated at its end" in table.caption
+    assert [row.final.text for row in table.rows if row.final] == ["50.0\N{NO-BREAK SPACE}%", "25.0\N{NO-BREAK SPACE}%"]
+    run.write_summary({"initial": figures, "final": figures, "steps": 3, "validated": 3})
+    assert "not validated" not in closing_table(run).caption
+    console = Console(record=True, width=80, file=io.StringIO())
+    RunProgress(1, console).show("train", 1, {"reward": 0.5, "failed_share": 0.25})
+    assert "reward 0.50  lost 25%" in console.export_text()
 
 
 def test_the_page_says_why_a_run_ended_early(tmp_path: Path) -> None:

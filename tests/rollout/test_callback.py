@@ -106,6 +106,7 @@ class Progress:
     def __init__(self, log: list[Any]) -> None:
         self.log = log
         self.advanced = 0
+        self.said: list[str] = []
         self.shown: dict[tuple[str, int], Mapping[str, Any]] = {}
 
     def begin(self, phase: str, total: int) -> None:
@@ -117,6 +118,9 @@ class Progress:
     def show(self, split: str, step: int, figures: Mapping[str, Any]) -> None:
         self.log.append((f"{split} figures", step))
         self.shown[split, step] = figures
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 class Logger(DummyLogger):
@@ -148,8 +152,9 @@ class Rehearsal:
         sleep: bool = False,
         deterministic: bool = False,
         spent_at: int = 0,
+        stops: bool = True,
     ) -> None:
-        self.spent_at = spent_at
+        self.spent_at, self.stops = spent_at, stops
         self.log: list[Any] = []
         self.run, self.progress, self.logger = RunDirectory(path), Progress(self.log), Logger()
         self.record = RunRecord(
@@ -197,7 +202,7 @@ class Rehearsal:
         return self
 
     def budget_line(self, calls: int) -> str | None:
-        return f"{calls} calls made" if 0 < self.spent_at <= calls else None
+        return f"{calls} calls made" if self.stops and 0 < self.spent_at <= calls else None
 
     def rows(self, split: str) -> dict[int, dict[str, Any]]:
         return {row["step"]: row for row in self.run.read_metrics(split)}
@@ -448,9 +453,75 @@ def test_a_budget_that_the_first_validation_spends_lets_no_step_begin(tiny, tmp_
     assert checkpoint.complete(tmp_path / "checkpoints") == [] and done.engine.closed
 
 
-def test_a_budget_that_the_last_step_spends_changes_nothing(tiny, tmp_path):
+def test_a_budget_that_the_last_step_spends_is_told_and_nothing_is_validated_without_money(tiny, tmp_path):
     done = Rehearsal(tiny, tmp_path, answer=search_then_answer, spent_at=24).fit()
-    assert done.record.stopped is None and [*done.rows("val")] == [0, 2, 3]
+    assert done.record.stopped == "26 calls made" and done.record.steps_done == 3
+    assert [*done.rows("val")] == [0, 2] and done.record.validated == 2
+    assert done.callback.weights  # for the export: the run is whole
+
+
+def test_a_budget_that_a_validation_spends_ends_the_run_after_it(tiny, tmp_path):
+    """4 + 6 + 6 calls until step 2 is trained, 4 more for its validation."""
+    done = Rehearsal(tiny, tmp_path, answer=search_then_answer, spent_at=18).fit()
+    assert done.record.stopped == "20 calls made" and done.record.steps_done == 2
+    assert [*done.rows("val")] == [0, 2]
+    assert checkpoint.complete(tmp_path / "checkpoints")[-1].name == "00000002"
+
+
+class LimitedTool(MemoryTool):
+    """Finds something until `most` calls were made; then the money is gone."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__("image_search", FOUND)
+        self.most = most
+
+    async def __call__(self, query: Any) -> ToolResult:
+        refused = len(self.asked) >= self.most
+        found = await super().__call__(query)
+        return ToolResult("over_budget", detail="image_search: tools.budget.calls_per_run: spent") if refused else found
+
+
+def searches_once(tiny: Any) -> Any:
+    return lambda prompt, sampling: RIGHT if tiny.decode(prompt.token_ids).count("<search>") else SEARCH
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("stops", [True, False])
+def test_what_the_budget_refuses_is_told_to_people_and_trained_on_only_if_the_run_is_to_go_on(
+    tiny, tmp_path, stops, overlap
+):
+    """7 calls: 4 of the first validation, then the first 3 of step 1."""
+    rehearsal = Rehearsal(
+        tiny, tmp_path, answer=searches_once(tiny), spent_at=7, stops=stops, overlap=overlap, deterministic=True
+    )
+    rehearsal.tool = LimitedTool(7)
+    done = rehearsal.fit()
+    (line,) = done.progress.said
+    assert line.startswith("train rollouts of step 1: the budget refuses searches") and "calls_per_run" in line
+    first = done.module.groups[0]
+    refused = [any(call.result.status == "over_budget" for call in e.calls) for g in first for e in g.episodes_G]
+    assert sum(refused) == 3
+    trained = [trained for group in first for trained in group.trained_G]
+    assert trained == [not (was and stops) for was in refused]
+    assert done.rows("train")[1]["failed_share"] == (0.5 if stops else 0.0)
+    if stops:
+        assert [*done.rows("train")] == [1] and len(done.tool.asked) == 10  # with overlap too, nothing more is asked
+    else:
+        assert [*done.rows("train")] == [1, 2, 3] and done.record.stopped is None
+
+
+def test_a_search_beyond_the_episodes_own_number_is_no_matter_of_money(tiny, tmp_path):
+    """Two image searches, where one is allowed: told, trained on, and nothing is said."""
+    done = Rehearsal(
+        tiny,
+        tmp_path,
+        answer=lambda prompt, sampling: RIGHT if tiny.decode(prompt.token_ids).count("<search>") > 1 else SEARCH,
+        spent_at=16,
+    ).fit()
+    calls = [call for group in done.module.groups[-1] for e in group.episodes_G for call in e.calls]
+    assert {call.result.status for call in calls} == {"ok", "over_budget"}
+    assert all(all(group.trained_G) for groups in done.module.groups for group in groups)
+    assert done.progress.said == []
 
 
 def test_supervised_runs_roll_out_only_for_validation(tiny, tmp_path):
@@ -553,3 +624,13 @@ def test_groups_without_gradient_are_refilled_and_every_prompt_is_consumed_once(
 def test_the_engine_sleeps_while_the_trainer_works(tiny, tmp_path):
     assert Rehearsal(tiny, tmp_path / "awake").fit().engine.naps == 0
     assert Rehearsal(tiny, tmp_path / "asleep", sleep=True).fit().engine.naps == 3
+
+
+def test_tools_that_fail_most_episodes_are_told_once_with_their_reason(tiny, tmp_path):
+    broken = ToolResult("infrastructure_error", detail="serpapi: key refused (401)")
+    done = Rehearsal(tiny, tmp_path, answer=SEARCH, result=broken).fit()
+    said = "val rollouts of step 0: failed searches took 4 of 4 episodes: serpapi: key refused (401)"
+    assert done.progress.said == [said]
+    assert {row["failed_share"] for row in (*done.rows("train").values(), *done.rows("val").values())} == {1.0}
+    assert done.record.best is None  # a validation in which everything failed is nobody's best
+    assert not checkpoint.read_state(checkpoint.complete(tmp_path / "checkpoints")[-1])["reward"]

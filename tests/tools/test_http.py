@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from mmsr1.tools.base import CallFailed
-from mmsr1.tools.http import Http, Reply, Unanswered, raise_for, retry_after
+from mmsr1.tools.http import Http, Reply, Unanswered, decoded, raise_for, retry_after
 from mmsr1.tools.secrets import Secret
 
 CANARY = "canary-5ecret/key+x"
@@ -178,6 +178,52 @@ def test_text_is_read_in_the_announced_character_set():
         assert "b" in Reply(200, {"content-type": f"text/html; charset={strange}"}, b"\xe4b").text
 
 
+@pytest.mark.parametrize(
+    "charset",
+    [
+        "UTF-8",
+        "utf8",
+        "utf-16",
+        "UTF-16LE",
+        "us-ascii",
+        "ISO-8859-1",
+        "iso8859_15",
+        "latin1",
+        "windows-1251",
+        "cp1252",
+        "cp866",
+        "gb2312",
+        "GBK",
+        "gb18030",
+        "Shift_JIS",
+        "sjis",
+        "cp932",
+        "euc-jp",
+        "EUC_KR",
+        "cp949",
+        "iso-2022-jp",
+        "big5",
+        "Big5-HKSCS",
+        "koi8-r",
+        "ks_c_5601-1987",
+        "tis-620",
+    ],
+)
+def test_character_sets_that_pages_use_are_known_and_read_across_the_pieces(charset):
+    text = {"utf": "\u5854", "gb": "\u5854", "big": "\u5854", "koi": "\u0431", "win": "\u0431", "euc-jp": "\u5854"}
+    said = next((letters for begins, letters in text.items() if charset.lower().startswith(begins)), "e") * 70_001
+    assert decoded(said.encode(charset), charset) == said
+
+
+@pytest.mark.parametrize(
+    "charset", ["punycode", "utf-7", "idna", "unicode_escape", "rot13", "hex", "utf-8\0", "x" * 99]
+)
+def test_no_other_codec_of_python_is_used_whatever_a_page_says(charset):
+    body = b"caf\xc3\xa9 \\u0041 +AEE- \xff" + b"-a" * 50_000  # by punycode this would take most of a second
+    assert decoded(body, charset) == body.decode("utf-8", "replace")
+    assert Reply(200, {"content-type": f"text/html; charset={charset}"}, body).text == body.decode("utf-8", "replace")
+
+
 def test_a_slow_drip_ends_at_the_time_limit(raw_server):
     hold = threading.Event()
     url = raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx", hold)
@@ -248,8 +294,13 @@ STATUS = {
     500: "transient",
     503: "transient",
     599: "transient",
-    400: "invalid",
-    422: "invalid",
+    400: "refused",
+    407: "refused",
+    418: "refused",
+    422: "refused",
+    451: "refused",
+    413: "invalid",
+    414: "invalid",
     302: "broken",
     100: "broken",
 }
@@ -261,6 +312,15 @@ def test_a_status_is_a_cause(status, cause):
         raise_for(Reply(status, {"retry-after": "7"}, CANARY.encode()), "why")
     assert caught.value.cause == cause and caught.value.detail == f"HTTP {status}: why"
     assert caught.value.retry_after_s == (7.0 if cause in ("throttled", "transient") else None)
+
+
+@pytest.mark.parametrize(("said", "cause"), [("407 Proxy Authentication Required", "refused"), ("502 no", "transient")])
+def test_a_proxy_that_refuses_is_no_bill_and_names_itself(said, cause):
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ProxyError(said)
+
+    error = failure(handler=refuse)
+    assert error.cause == cause and not isinstance(error, Unanswered) and "HTTPS_PROXY" in error.detail
 
 
 def test_success_raises_nothing():

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
-from urllib.parse import urlsplit
 
 import httpx
 
 from mmsr1.tools.base import Answer, CallFailed, Cause
 from mmsr1.tools.http import MAX_BYTES, Http, Reply, raise_for
-from mmsr1.tools.providers.fields import web_url
+from mmsr1.tools.providers.blame import blames_query
+from mmsr1.tools.providers.fields import web_url, without_password
 from mmsr1.tools.secrets import Secret
 
 Q = TypeVar("Q")
@@ -101,14 +101,15 @@ class WebProvider(Generic[Q, V]):
         url = access.url or self.home
         if url is None:
             raise ValueError(f"url=None: {self.name} has no address of its own, so say where it runs")
-        if url and (not web_url(url) or "?" in url or "#" in url):  # it may hold a password: it is not repeated
+        without_password("url", url)
+        if url and (not web_url(url) or "?" in url or "#" in url):  # it may hold a key: it is not repeated
             raise ValueError(f"url: not what {self.name} can be asked at; give http(s)://host:port/path, no query")
         self._url = url.rstrip("/")
         variable = access.key_env or self.variable
         self.secret = Secret(variable) if variable else None
         self.price_usd = self._default_price() if access.price_usd is None else access.price_usd
         self.results = access.results
-        self._elsewhere = {"url": _plain_address(self._url)} if access.url else {}
+        self._elsewhere = {"url": self._url} if access.url else {}
         secrets = () if self.secret is None else (self.secret,)
         self._http = Http(self.name, access.timeout_s, self.max_bytes, access.transport, secrets)
 
@@ -134,13 +135,20 @@ class WebProvider(Generic[Q, V]):
         assert self.secret is not None
         return self.secret.value
 
+    def _blames(self, reply: Reply) -> bool:
+        """Whether a refusal is about the query itself, and not about anything that was configured."""
+        return blames_query(reply)
+
     def _answer(self, reply: Reply, causes: Mapping[int, Cause] | None = None) -> Answer[str]:
         """The raw answer at the price of a call. Raises CallFailed unless the status is 2xx.
 
-        `causes` are what some statuses mean for this service; all others mean what they mean for most.
+        `causes` are what some statuses mean for this service; all others mean what they mean for most, unless the
+        service says that it does not accept the query.
         """
         if causes and reply.status in causes:
             raise CallFailed(causes[reply.status], f"HTTP {reply.status}")
+        if reply.status in (400, 422) and self._blames(reply):
+            raise CallFailed("invalid", f"HTTP {reply.status}: does not accept the query")
         raise_for(reply)
         return Answer(reply.text, self.price_usd)
 
@@ -155,9 +163,3 @@ def chosen_options(name: str, options: Mapping[str, Any], known: Mapping[str, An
         if default is not None and not isinstance(value, type(default)):
             raise ValueError(f"options.{option}={value!r}: {name} expects {type(default).__name__}, as in {default!r}")
     return {**known, **options}
-
-
-def _plain_address(url: str) -> str:
-    """Host, port and path, without a user's name and password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -85,6 +85,17 @@ def web_url(value: object) -> str:
     return address if usable and not any(c.isspace() or not c.isprintable() for c in address) else ""
 
 
+def without_password(key: str, url: str) -> None:
+    """Raises ValueError for a configured address that holds a user's name or password: it is written down with the
+    run, and is not repeated here."""
+    beginning = url.replace("\\", "/").partition("//")[2].partition("/")[0]
+    if "@" in beginning:
+        raise ValueError(
+            f"{key}: holds a user name or password; take it out, put it into an environment variable "
+            "and the name of that into key_env"
+        )
+
+
 def thumbnail_url(value: object) -> str:
     """Like `web_url`, and data: addresses of pictures too."""
     if isinstance(value, str) and value.startswith("data:image/") and value.isascii():

@@ -81,7 +81,7 @@ class JinaReader(WebProvider[str, Page]):
         if status != 200 or len(reply.body) < ERROR_BYTES:
             own = _own_status(reply)
             status = own // 100 if own is not None and 40_000 <= own < 60_000 else status
-        if 400 <= status < 500 and status not in (401, 402, 403, 408, 425, 429):
+        if 400 <= status < 500 and status not in (401, 402, 403, 407, 408, 425, 429):
             raise CallFailed("blocked", f"HTTP {status}")  # an address or a page that cannot be read
         raise_for(replace(reply, status=status))
 

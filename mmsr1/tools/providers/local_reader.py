@@ -15,9 +15,10 @@ import trafilatura
 
 from mmsr1.tools.base import Answer, CallFailed, Cause
 from mmsr1.tools.fetch import SafeFetch
-from mmsr1.tools.http import Reply
+from mmsr1.tools.http import Reply, decoded
 from mmsr1.tools.providers.base import Access, WebProvider
 from mmsr1.tools.providers.fields import TITLE_CHARACTERS, document, text, web_url
+from mmsr1.tools.providers.threads import in_parser
 from mmsr1.tools.providers.walls import is_wall
 from mmsr1.tools.web_types import Page
 
@@ -58,7 +59,7 @@ class LocalReader(WebProvider[str, Page]):
         if reply.status in (404, 410):
             return Answer(None, self.price_usd)
         self._answer(reply, _ITS_OWN)
-        return Answer(json.dumps({"type": reply.media_type, "text": _decoded(reply)}), self.price_usd)
+        return Answer(await in_parser(lambda: _kept(reply)), self.price_usd)
 
     def parse(self, raw: str, query: str) -> Page:
         found = document(raw)
@@ -74,13 +75,11 @@ class LocalReader(WebProvider[str, Page]):
         return Page(query, title, content)
 
 
-def _decoded(reply: Reply) -> str:
-    """The page in the character set that its server names, or else the page itself."""
+def _kept(reply: Reply) -> str:
+    """What is kept of a page, read in the character set that its server names, or else the page itself."""
     named = _CHARSET.search(reply.body[:4_096]) if "charset=" not in reply.headers.get("content-type", "") else None
-    try:
-        return reply.text if named is None else reply.body.decode(named.group(1).decode("ascii"), "replace")
-    except (LookupError, ValueError):
-        return reply.text
+    source = reply.text if named is None else decoded(reply.body, named.group(1).decode("ascii", "replace"))
+    return json.dumps({"type": reply.media_type, "text": source}, ensure_ascii=False)
 
 
 def _cut(source: str) -> str:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mmsr1.tools.base import CallFailed
 from mmsr1.tools.pictures import BadPicture, decode
+from mmsr1.tools.providers.fields import without_password
 from mmsr1.types import Picture
 
 _QUALITIES = (90, 75, 60)
@@ -42,6 +43,7 @@ class PictureAddress:
     """
 
     def __init__(self, name: str, template: str | None) -> None:
+        without_password("image_url", template or "")
         if template is None or "{digest}" not in template:
             raise ValueError(
                 f"image_url={template}: {name} takes pictures by address; "

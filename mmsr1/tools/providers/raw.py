@@ -7,37 +7,82 @@ So a parser can be changed, and all that was ever paid for is read by the new on
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from mmsr1.tools.base import Answer, CallFailed, Outcome, Part
 from mmsr1.tools.providers.base import Provider
+from mmsr1.tools.providers.threads import in_parser
 
 logger = logging.getLogger(__name__)
 
-# Threads of their own: a hostile page takes seconds, and the cache writes in the ones that all share.
-_PARSERS = ThreadPoolExecutor(2, "parser")
+BLOCKED_S = 600.0
+BLOCKED_PAGES = 4_096
 
 Q = TypeVar("Q")
 V = TypeVar("V")
 
 
+class Fresh(str):
+    """A raw answer that has just been read, with what was found: the first to use it need not read it again.
+
+    It is the text to whoever keeps it; of a copy or a cached one the text alone is left.
+    """
+
+    provider: Any
+    query: Any
+    value: Any
+
+    @classmethod
+    def read(cls, raw: str, provider: Any, query: Any, value: Any) -> Fresh:
+        fresh = cls(raw)
+        fresh.provider, fresh.query, fresh.value = provider, query, value
+        return fresh
+
+
 class RawBackend(Generic[Q, V]):
-    """`Backend[Q, str]`: asks the provider, and reads the answer once as a check, so that only answers are kept."""
+    """`Backend[Q, str]`: asks the provider, and reads the answer once as a check, so that only answers are kept.
+
+    What a page refused is charged, and said again for `BLOCKED_S` without asking: search engines name it often.
+    """
 
     def __init__(self, provider: Provider[Q, V]) -> None:
         self._provider = provider
         self.name, self.price_usd = provider.name, provider.price_usd
         self.backend = _identity(provider)
+        self._blocked: dict[str, tuple[str, float]] = {}  # address of a page: what it said, until when it is believed
 
     async def ask(self, query: Q) -> Answer[str]:
+        self._raise_known(query)
+        try:
+            return await self._ask(query)
+        except CallFailed as error:
+            if error.cause == "blocked" and isinstance(query, str):  # texts are small; pages to summarise are not
+                self._remember(query, error.detail)
+            raise
+
+    async def _ask(self, query: Q) -> Answer[str]:
         answer = await self._provider.fetch(query)
-        if answer.value is not None:
-            await _parsed(self._provider, answer.value, query)
-        return answer
+        if answer.value is None:
+            return answer
+        try:
+            value = await _parsed(self._provider, answer.value, query)
+        except CallFailed as error:
+            raise CallFailed(error.cause, error.detail, error.retry_after_s, answer.cost_usd) from None
+        return Answer(Fresh.read(answer.value, self._provider, query, value), answer.cost_usd)
+
+    def _raise_known(self, query: Q) -> None:
+        known = self._blocked.get(query) if isinstance(query, str) else None
+        if known is not None and monotonic() < known[1]:
+            raise CallFailed("blocked", known[0])
+
+    def _remember(self, page: str, detail: str) -> None:
+        self._blocked.pop(page, None)
+        while len(self._blocked) >= BLOCKED_PAGES:
+            del self._blocked[next(iter(self._blocked))]  # the one that was blocked longest ago
+        self._blocked[page] = detail, monotonic() + BLOCKED_S
 
 
 class ParsedPart(Generic[Q, V]):
@@ -67,10 +112,11 @@ class ParsedPart(Generic[Q, V]):
 
 async def _parsed(provider: Provider[Q, V], raw: str, query: Q) -> V:
     """Raises CallFailed, also where the parser has a bug: one answer must not end a run."""
+    if isinstance(raw, Fresh) and raw.provider is provider and raw.query == query:
+        return raw.value
     try:
         if provider.slow:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(_PARSERS, provider.parse, raw, query)
+            return await in_parser(lambda: provider.parse(raw, query))
         return provider.parse(raw, query)
     except CallFailed:
         raise

@@ -7,7 +7,8 @@
 
 `result` has one list for each query, best first; fewer than `topk`, or none, where nothing else fits. `id`, `url` and
 `score` are optional, and without scores a text server may send the bare documents. A picture travels as the base64 of
-its JPEG, PNG or WebP file, a thumbnail likewise. Errors are HTTP statuses; 500, 502, 503 and 504 are worth another try.
+its JPEG, PNG or WebP file, a thumbnail likewise. Errors are HTTP statuses: 400 of /retrieve_image for a picture that
+cannot be searched for; 408, 425, 429, 5xx for what is worth another try; others for what no other query would change.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from mmsr1.tools.base import Answer, CallFailed
+from mmsr1.tools.base import Answer, CallFailed, Cause
 from mmsr1.tools.pictures import BadPicture, decode, encode_png
 from mmsr1.tools.providers.base import Access, Q, V, WebProvider
 from mmsr1.tools.providers.fields import TITLE_CHARACTERS, document, encodable, entries, text, web_url
@@ -34,6 +35,7 @@ class _Retrieve(WebProvider[Q, V]):
     """What both searches share; `results` is the `topk` of the protocol."""
 
     path: ClassVar[str]
+    causes: ClassVar[Mapping[int, Cause]] = {}
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -43,7 +45,7 @@ class _Retrieve(WebProvider[Q, V]):
         url = self._url if self._url.endswith(self.path) else f"{self._url}{self.path}"
         reply = await self._http.request("POST", url, headers=self._bearer(), json={**body, "topk": self.results})
         # A server that does not understand the request speaks another protocol, which no other query would change.
-        return self._answer(reply, {422: "refused"})
+        return self._answer(reply, {422: "refused", **self.causes})
 
     def _only_list(self, raw: str) -> object:
         """The hits of the one query that was asked."""
@@ -74,6 +76,7 @@ class RetrieveImage(_Retrieve[Picture, tuple[ToolItem, ...]]):
 
     name: ClassVar[str] = "retrieve_image"
     path: ClassVar[str] = "/retrieve_image"
+    causes: ClassVar[Mapping[int, Cause]] = {400: "invalid"}  # this picture cannot be searched for
     slow: ClassVar[bool] = True
     max_bytes: ClassVar[int] = 32 * 2**20
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from mmsr1.tools.base import Answer, CallFailed
 from mmsr1.tools.http import Reply, raise_for
 from mmsr1.tools.providers.base import Access, Q, V, WebProvider
+from mmsr1.tools.providers.blame import blames_picture
 from mmsr1.tools.providers.fields import document, entries, image_hit, searchable, web_hit
 from mmsr1.tools.providers.pictures import PictureAddress, about_picture, as_jpeg
 from mmsr1.tools.web_types import ImageHit, WebHit
@@ -107,6 +108,9 @@ class SerpApiLens(SerpApi[Picture, tuple[ImageHit, ...]]):
 
     def parse(self, raw: str, query: Picture) -> tuple[ImageHit, ...]:
         return self._read(raw, "visual_matches", image_hit("thumbnail"))
+
+    def _blames(self, reply: Reply) -> bool:
+        return blames_picture(reply)
 
     async def _upload(self, picture: Picture) -> str:
         """The id under which the picture can be searched for, for ten minutes."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from mmsr1.tools.base import Answer, CallFailed
 from mmsr1.tools.http import Reply
 from mmsr1.tools.providers.base import Access, Q, V, WebProvider
+from mmsr1.tools.providers.blame import blames_picture
 from mmsr1.tools.providers.fields import document, entries, image_hit, searchable, web_hit
 from mmsr1.tools.providers.pictures import PictureAddress, about_picture
 from mmsr1.tools.web_types import ImageHit, WebHit
@@ -70,6 +71,9 @@ class SerperLens(Serper[Picture, tuple[ImageHit, ...]]):
 
     def parse(self, raw: str, query: Picture) -> tuple[ImageHit, ...]:
         return entries(self._block(raw), "organic", image_hit("thumbnailUrl"))
+
+    def _blames(self, reply: Reply) -> bool:
+        return blames_picture(reply)
 
 
 def _no_credits(reply: Reply) -> bool:

@@ -24,20 +24,36 @@ def jina(status: int) -> dict[str, Any]:
     return {"data": None, "code": status // 100, "status": status, "name": "Error", "message": "no"}
 
 
+def invalid_field(*names: str) -> Say:
+    """How Brave refuses values of parameters."""
+    errors = [{"type": "enum", "loc": ["query", name], "msg": "Input should be another"} for name in names]
+    about = {"code": "VALIDATION", "detail": "Unable to validate request parameter(s)", "meta": {"errors": errors}}
+    return Say({"type": "ErrorResponse", "error": {"status": 422, **about}}, 422)
+
+
+SEARCHES = ("serpapi_search", "serper_search", "serper_lens", "brave", "tavily", "searxng", "retrieve_text")
 ERRORS = [
-    ("serpapi_search", Say({"error": "Unsupported `xx` country."}, 400), "invalid"),
+    ("serpapi_search", Say({"error": "Unsupported `xx` country."}, 400), "refused"),
+    ("serpapi_search", Say({"error": "Missing query `q` parameter."}, 400), "invalid"),
+    ("serpapi_search", Say(b"", 414), "invalid"),
     ("serpapi_search", Say({"error": "Your account has run out of searches."}), "exhausted"),
     ("serpapi_search", Say({"error": "Something else."}), "broken"),
     ("serpapi_search", Say({"search_metadata": {"status": "Processing"}}), "broken"),
     ("serpapi_search", Say({"error": ["hasn't returned any results"]}), "broken"),
     ("serpapi_lens", Say({"error": "Unsupported image."}, 400), "blocked"),
+    ("serpapi_lens", Say({"error": "Unsupported `xx` country."}, 400), "refused"),
     ("serpapi_lens", Say({"error": "expired"}, 410), "broken"),
     ("serper_search", Say({"message": "Not enough credits", "statusCode": 400}, 400), "exhausted"),
     ("serper_search", Say({"message": "Missing query parameter"}, 400), "invalid"),
+    ("serper_search", Say({"message": "Query not allowed on a free account"}, 400), "refused"),
+    ("serper_lens", Say({"message": "Query not allowed on a free account"}, 400), "refused"),
     ("serper_lens", Say({"message": "Not enough credits"}, 400), "exhausted"),
     ("serper_lens", Say({"message": "Invalid image URL"}, 400), "blocked"),
     ("brave", Say({"error": {"code": "SUBSCRIPTION_TOKEN_INVALID", "status": 422}}, 422), "refused"),
-    ("brave", Say({"error": {"code": "VALIDATION"}}, 422), "invalid"),
+    ("brave", Say({"error": {"code": "VALIDATION"}}, 422), "refused"),
+    ("brave", invalid_field("q"), "invalid"),
+    ("brave", invalid_field("country"), "refused"),
+    ("brave", invalid_field("q", "country"), "refused"),
     ("brave", Say({"error": {"code": "RATE_LIMITED"}}, 429, BRAVE_SECOND), "throttled"),
     ("brave", Say({"error": {"code": "RATE_LIMITED"}}, 429, BRAVE_NO_MONTH), "throttled"),
     ("brave", Say({"error": {"code": "RATE_LIMITED"}}, 429, {"X-RateLimit-Remaining": "soon"}), "throttled"),
@@ -45,6 +61,14 @@ ERRORS = [
     ("tavily", Say({"detail": {"error": "plan limit"}}, 432), "exhausted"),
     ("tavily", Say({"detail": {"error": "pay-as-you-go limit"}}, 433), "exhausted"),
     ("tavily", Say({"detail": {"error": "query too long"}}, 400), "invalid"),
+    ("tavily", Say({"detail": {"error": "Query is too long. Max query length is 400 characters."}}, 400), "invalid"),
+    ("tavily", Say({"detail": {"error": "Invalid search depth. Must be 'basic' or 'advanced'."}}, 400), "refused"),
+    ("tavily", Say({"detail": [{"loc": ["body", "search_depth"], "msg": "the query is too long"}]}, 422), "refused"),
+    ("tavily", Say({"detail": [{"loc": []}, [7, None]]}, 422), "refused"),
+    ("tavily", Say(b"[" * 100_000, 400), "refused"),
+    *((name, Say("no", status), "refused") for name in SEARCHES for status in (400, 407, 409, 451)),
+    ("jina_reader", Say("no", 407), "refused"),
+    ("openai_summarizer", Say("no", 407), "refused"),
     ("searxng", Say("Forbidden", 403), "refused"),
     ("searxng", Say({"results": [], "unresponsive_engines": [["google", "CAPTCHA"]]}), "broken"),
     ("jina_reader", Say(jina(40203), 402), "exhausted"),
@@ -81,7 +105,7 @@ ERRORS = [
 def test_an_error_of_its_own_has_its_cause(name: str, said: Say, cause: str, api: FakeApi, shelf: Shelf) -> None:
     kept = shelf.rows
     api.reset(everything=said)
-    if not (name == "serpapi_lens" and said.status == 400):
+    if not (name == "serpapi_lens" and said.status == 400 and "image" in str(said.body)):  # its upload is refused
         api.says |= BY_NAME[name].also
     outcome = ask(BY_NAME[name], api, shelf)
     assert outcome.status == ("malformed_call" if cause == "invalid" else "infrastructure_error")

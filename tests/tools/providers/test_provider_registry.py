@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 from adapters import ADAPTERS, ARTICLE, BY_NAME, CANARY, HTML, IMAGE_URL, PAGE, QUERY, Adapter, network
@@ -11,7 +12,7 @@ from stack import Shelf, ask, part
 from mmsr1.config.tools import IMAGE_SEARCH, READERS, SUMMARIZERS, TEXT_SEARCH
 from mmsr1.tools.base import Outcome
 from mmsr1.tools.cache import CachedPart
-from mmsr1.tools.providers import image_provider, reader_provider, summarizer_provider, text_provider
+from mmsr1.tools.providers import image_provider, local_reader, reader_provider, summarizer_provider, text_provider
 from mmsr1.tools.providers.base import Provider
 from mmsr1.tools.providers.raw import RawBackend
 from mmsr1.tools.providers.walls import is_wall
@@ -20,6 +21,7 @@ from mmsr1.tools.web_codecs import SUMMARY
 from mmsr1.tools.web_types import Page, SummaryQuery
 
 URL = "http://localhost:1"
+HTML_TYPE = "text/html"
 GBK = ("<html><head><meta charset=gbk></head><body><article><p>" + "\u5854\u5f88\u9ad8\u3002" * 80).encode("gbk")
 
 
@@ -51,6 +53,10 @@ def test_every_name_of_the_configuration_can_be_built() -> None:
         (lambda: text_provider("searxng", url=f"http://u:{CANARY}@host"), "^((?!canary).)*$"),
         (lambda: text_provider("searxng", url=f"http://host/?key={CANARY}"), "^((?!canary).)*$"),
         (lambda: image_provider("serper"), "image_url=None"),
+        (
+            lambda: image_provider("serper", image_url="https://u:pw@h/{digest}"),
+            "image_url: holds a user name(?!.*pw@)",
+        ),
         (lambda: image_provider("serpapi", options={"by": "url"}), "image_url=None"),
         (lambda: image_provider("serpapi", options={"by": "mail"}), "options.by=mail"),
         (lambda: summarizer_provider("openai", url=URL), "options.model"),
@@ -69,11 +75,19 @@ def test_an_option_that_nobody_knows_is_not_repeated_for_it_may_be_a_key() -> No
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.name)
-def test_neither_a_key_nor_a_password_is_part_of_what_is_written(adapter: Adapter, shelf: Shelf) -> None:
-    provider = adapter.make("http://somebody:pass-word@localhost:1/x")
+def test_the_key_is_no_part_of_what_is_written(adapter: Adapter, shelf: Shelf) -> None:
+    provider = adapter.make("http://localhost:1/x")
     written = f"{RawBackend(provider).backend}{part(provider, shelf).backend}{provider.settings}{provider!r}"
     assert "localhost:1/x" in written or adapter.name == "local_reader"
-    assert not any(secret in written for secret in (CANARY, "somebody", "pass-word"))
+    assert CANARY not in written
+
+
+@pytest.mark.parametrize("user", ["somebody:pass-word", "somebody", ":pass-word", "some%40body:pass-word", "a@b:c"])
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.name)
+def test_an_address_with_a_password_is_refused_and_not_repeated(adapter: Adapter, user: str) -> None:
+    with pytest.raises(ValueError, match="^url: holds a user name or password; .*key_env") as told:
+        adapter.make(f"http://{user}@localhost:1/x")
+    assert "\n" not in str(told.value) and not any(secret in str(told.value) for secret in ("somebody", "pass-word"))
 
 
 def test_what_decides_the_answer_decides_the_key() -> None:
@@ -160,6 +174,8 @@ def test_walls_are_told_from_pages(title: str, text: str, wall: bool) -> None:
         (HTML, "text/html; charset=utf-8", "ok", ARTICLE.strip()),
         (HTML.encode("utf-16"), "text/html; charset=utf-16", "ok", ARTICLE.strip()),
         (GBK, "text/html", "ok", "\u5854\u5f88\u9ad8"),
+        (HTML, "text/html; charset=punycode", "ok", ARTICLE.strip()),
+        (HTML.replace("<head>", "<head><meta charset=punycode>"), "text/html", "ok", ARTICLE.strip()),
         (ARTICLE, "text/plain", "ok", ARTICLE.strip()),
         (HTML, "application/pdf", "infrastructure_error", "blocked"),
         (HTML, "image/png", "infrastructure_error", "blocked"),
@@ -176,6 +192,24 @@ def test_the_local_reader_takes_text_and_nothing_else(
     outcome = ask(BY_NAME["local_reader"], api, shelf)
     assert outcome.status == status, outcome
     assert text in (outcome.value.text if status == "ok" else outcome.detail)
+
+
+def test_pages_are_decoded_and_read_beside_the_event_loop(
+    api: FakeApi, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, bool]] = []
+    for name in ("decoded", "_main_text"):
+        work = getattr(local_reader, name)
+
+        def watched(*given, work=work):
+            thread = threading.current_thread()
+            seen.append((work.__name__, thread.daemon and thread is not threading.main_thread()))
+            return work(*given)
+
+        monkeypatch.setattr(local_reader, name, watched)
+    api.reset(everything=Say(HTML.replace("<head>", "<head><meta charset=utf-8>"), headers={"Content-Type": HTML_TYPE}))
+    assert ask(BY_NAME["local_reader"], api, shelf).status == "ok"
+    assert dict(seen) == {"decoded": True, "_main_text": True}
 
 
 def test_the_local_reader_follows_redirects_on_the_web_and_none_into_the_house(
