@@ -42,7 +42,7 @@ def rehearsal(steps: int = round(MORE * STEPS)) -> list[Check]:
     """Line 5, first half: 30 % of all attempts fail, and the policy learns all the same."""
     run = training_run("tools_rehearsal", DEFAULT, "faults=rehearsal", f"trainer.max_steps={steps}")
     tools, final = summary(run)["tools"], summary(run)["final"]
-    attempts = {name: row for name, row in tools.items() if row.get("attempts")}
+    attempts = {name: row for name, row in tools.items() if name.endswith("_rehearsal")}
     tried = sum(row["attempts"] for row in attempts.values())
     failed = sum(sum(n for kind, n in row.items() if kind in _CAUSES) for row in attempts.values())
     return [
