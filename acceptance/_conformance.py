@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from acceptance.lines import free_port
 from mmsr1.environment import prepare_process
 
 prepare_process(threads=1)
@@ -37,9 +37,7 @@ FAULTS = ("encoder_cache", "expanded", *TENSORS)
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
     """A `vllm serve` of the folder on loopback; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = ["--max-model-len", "512", "--max-num-seqs", "32", "--kv-cache-gib", "0.125", "--cpu-threads", "1"]
     serve = [sys.executable, "-m", "mmsr1.rollout.engines.serve", str(folder), "--port", str(port), *flags]
     process = subprocess.Popen(serve, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from acceptance.lines import (
     at_least,
     at_most,
     command,
+    free_port,
     holds,
     metrics,
     summary,
@@ -72,7 +72,7 @@ def servers() -> list[Check]:
     """Line 2: training on two servers, of which one is killed in the middle of a rollout and started again later."""
     run = OUTPUT / "servers"
     shutil.rmtree(run, ignore_errors=True)
-    ports = [_free_port(), _free_port()]
+    ports = [free_port(), free_port()]
     first, second = (_serve(port) for port in ports)
     urls = ",".join(f"http://127.0.0.1:{port}" for port in ports)
     arguments = (DEFAULT, "rollout=vllm_server", f"rollout.server.urls=[{urls}]", f"trainer.max_steps={SERVED_STEPS}")
@@ -280,12 +280,6 @@ def _running(port: int) -> float:
 
 def _finished(port: int) -> float:
     return _gauge(port, "vllm:request_success_total")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 LINES: Sequence[Line] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -65,6 +66,13 @@ def command(
             f"{' '.join(arguments)} ended with {result.returncode}: {(result.stdout + result.stderr)[-2000:]}"
         )
     return result, seconds
+
+
+def free_port() -> int:
+    """A port of this host that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def training_run(name: str, *overrides: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Path:

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from acceptance.lines import (
     at_least,
     at_most,
     command,
+    free_port,
     holds,
     metrics,
     summary,
@@ -96,7 +96,7 @@ def two_nodes(name: str, *overrides: str, env: dict[str, str] | None = None) -> 
     target = OUTPUT / name
     shutil.rmtree(target, ignore_errors=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    launcher += ["--master-addr=127.0.0.1", f"--master-port={_free_port()}"]
+    launcher += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     job = ["train.py", *overrides, "trainer.num_nodes=2", f"hydra.run.dir={target}"]
     nodes = [
         subprocess.Popen(
@@ -296,12 +296,6 @@ def _train_rows(run: Path) -> Sequence[dict[str, Any]]:
 def _benchmark(name: str) -> dict[str, Any]:
     out, _ = command(sys.executable, "-m", "benchmarks", name)
     return json.loads(out.stdout.splitlines()[-1])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 LINES = (

@@ -12,12 +12,11 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from weakref import WeakKeyDictionary
 
 import httpx
 
 from mmsr1.tools.base import CallFailed
-from mmsr1.tools.http import CONNECT_S, Reply, failures, no_cookies, read
+from mmsr1.tools.http import Clients, Reply, failures, read
 
 PORTS = (80, 443)
 REDIRECTS = 5
@@ -46,8 +45,8 @@ class SafeFetch:
     ) -> None:
         self._timeout_s = timeout_s
         self._hosts = None if hosts is None else tuple(host.lower() for host in hosts)
-        self._transport, self._resolve, self._allow = transport, resolve or _resolve, allow
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+        self._resolve, self._allow = resolve or _resolve, allow
+        self._clients = Clients(timeout_s, lambda: transport or _Pinned())
 
     async def get(self, url: str, max_bytes: int, accept: Sequence[str] = ()) -> Reply:
         """The answer at the end of the redirects, whatever its status.
@@ -65,9 +64,7 @@ class SafeFetch:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        await self._clients.aclose()
 
     async def _follow(self, url: str, max_bytes: int, accept: Sequence[str]) -> Reply:
         target = httpx.URL(url)
@@ -88,7 +85,7 @@ class SafeFetch:
         """Ask one of the addresses of the URL's host, none of which was refused."""
         addresses = await self._checked(url)
         types = ", ".join(f"{kind}*" if kind.endswith("/") else kind for kind in accept) or "*/*"
-        client = self._client()
+        client = self._clients.here()
         for number, address in enumerate(addresses, 1):
             request = client.build_request("GET", url, headers={"Accept": types}, extensions={"address": address})
             try:
@@ -117,18 +114,6 @@ class SafeFetch:
             if not is_public(address):
                 raise CallFailed("blocked", "the host has an address that is not public")
         return list(addresses)[:ADDRESSES_TRIED]
-
-    def _client(self) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            client = self._clients[loop] = httpx.AsyncClient(
-                transport=self._transport or _Pinned(),
-                timeout=httpx.Timeout(self._timeout_s, connect=min(CONNECT_S, self._timeout_s)),
-                headers={"User-Agent": "mmsr1", "Accept-Encoding": "gzip, deflate"},
-                cookies=no_cookies(),
-            )
-        return client
 
 
 class _Pinned(httpx.AsyncBaseTransport):

@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -104,8 +104,8 @@ class Http:
         secrets: Sequence[Secret] = (),
     ) -> None:
         self.name, self.secrets = name, tuple(secrets)
-        self._timeout_s, self._max_bytes, self._transport = timeout_s, max_bytes, transport
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+        self._timeout_s, self._max_bytes = timeout_s, max_bytes
+        self._clients = Clients(timeout_s, lambda: transport)
 
     async def request(
         self,
@@ -122,7 +122,7 @@ class Http:
         """The answer, whatever its status, redirects included. Raises CallFailed if there is none."""
         asked = {"params": params, "headers": headers, "json": json, "data": data, "files": files}
         async with failures(self._timeout_s):
-            client = self._client()
+            client = self._clients.here()
             request = client.build_request(method, url, **asked)
             response = await client.send(request, stream=True)
             reply = await read(response, self._max_bytes if max_bytes is None else max_bytes)
@@ -130,23 +130,39 @@ class Http:
         return Reply(reply.status, found, redact(reply.body, self.secrets))
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop; those of loops that have ended are gone already."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        """Close the connections of the running event loop."""
+        await self._clients.aclose()
 
-    def _client(self) -> httpx.AsyncClient:
+
+class Clients:
+    """An httpx client for every event loop that asks, made at the first use: connections belong to their loop.
+
+    `transport` makes what a client sends through; None is httpx's own.
+    """
+
+    def __init__(self, timeout_s: float, transport: Callable[[], httpx.AsyncBaseTransport | None]) -> None:
+        self._timeout_s, self._transport = timeout_s, transport
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+
+    def here(self) -> httpx.AsyncClient:
+        """That of the running event loop."""
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
             client = self._clients[loop] = httpx.AsyncClient(
-                transport=self._transport,
+                transport=self._transport(),
                 timeout=httpx.Timeout(self._timeout_s, connect=min(CONNECT_S, self._timeout_s)),
                 limits=httpx.Limits(max_connections=256, max_keepalive_connections=64),
                 headers={"User-Agent": "mmsr1", "Accept-Encoding": "gzip, deflate"},
                 cookies=no_cookies(),
             )
         return client
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; those of loops that have ended are gone already."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
 
 
 def no_cookies() -> CookieJar:

@@ -94,7 +94,7 @@ def _file(path: Path) -> int:
         if known is not None:
             return known
     except FileNotFoundError:
-        pass
+        pass  # made below
     opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     there = os.fstat(opened)
     return _HELD.files.setdefault((there.st_dev, there.st_ino), opened)
