@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from mmsr1.types import Picture, ToolName, ToolResult, ToolStatus
 
@@ -143,6 +143,42 @@ class Tool(Protocol[QueryT]):
     async def __call__(self, query: QueryT) -> ToolResult:
         """Results in rank order; `latency_s` are the wall seconds of this call."""
         ...
+
+
+class AroundTool:
+    """What a layer around a tool says of it."""
+
+    _tool: Tool[Any]
+
+    @property
+    def name(self) -> ToolName:
+        return self._tool.name
+
+    @property
+    def backend(self) -> str:
+        return self._tool.backend
+
+    @property
+    def price_usd(self) -> float:
+        return self._tool.price_usd
+
+
+class AroundPart:
+    """What a layer around a part says of it."""
+
+    _part: Part[Any, Any]
+
+    @property
+    def name(self) -> str:
+        return self._part.name
+
+    @property
+    def backend(self) -> str:
+        return self._part.backend
+
+    @property
+    def price_usd(self) -> float:
+        return self._part.price_usd
 
 
 async def in_thread(work: Callable[[], ToolResult]) -> ToolResult:

@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 
 from filelock import FileLock
 
-from mmsr1.tools.base import Outcome, Part
+from mmsr1.tools.base import AroundPart, Outcome, Part
 from mmsr1.tools.codecs import typed
 from mmsr1.tools.guard import Begin, Guarded
 from mmsr1.tools.ledger import Ledger, Record, on_record
@@ -193,7 +193,7 @@ class Budget:
         return {kind: folder / names[kind] for kind, folder in self._folders.items()}
 
 
-class Paid(Generic[Q, V]):
+class Paid(AroundPart, Generic[Q, V]):
     """A part that asks the budget first, and whose calls stand in the ledger. What it is asked is always paid for: put
     a cache around it, not into it.
 
@@ -208,18 +208,6 @@ class Paid(Generic[Q, V]):
         key: Callable[[Q], str] | None = None,
     ) -> None:
         self._part, self._budget, self._ledger, self._key = part, budget, ledger, key
-
-    @property
-    def name(self) -> str:
-        return self._part.name
-
-    @property
-    def backend(self) -> str:
-        return self._part.backend
-
-    @property
-    def price_usd(self) -> float:
-        return self._part.price_usd
 
     async def __call__(self, query: Q) -> Outcome[V]:
         return await self.ask(query, "" if self._key is None else self._key(query))

@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from mmsr1.tools.base import Outcome, Part, Tool
+from mmsr1.tools.base import AroundPart, AroundTool, Outcome, Part, Tool
 from mmsr1.tools.budget import Paid
 from mmsr1.tools.codecs import (
     PICTURE,
@@ -38,7 +38,7 @@ from mmsr1.tools.ledger import Ledger, on_record
 from mmsr1.tools.locks import only_process
 from mmsr1.tools.meter import ANSWERS, Meter, PartCounters
 from mmsr1.tools.store import CorruptEntry, Store
-from mmsr1.types import Picture, ToolName, ToolResult
+from mmsr1.types import Picture, ToolResult
 
 __all__ = ["PICTURE", "TEXT", "CachedPart", "CachedTool", "Codec", "cache_key", "part_key"]
 
@@ -158,7 +158,7 @@ class _Cached(ABC, Generic[Q, R]):
             logger.warning("cache entry not written: %s: %s", type(error).__name__, error)
 
 
-class CachedTool(_Cached[QueryT, ToolResult], Generic[QueryT]):
+class CachedTool(AroundTool, _Cached[QueryT, ToolResult], Generic[QueryT]):
     """A `Tool` that answers a repeated query from `store`; see `_Cached`.
 
     `latency_s` is always that of this call. A result that is not `complete` is not kept. `ledger` records every
@@ -176,18 +176,6 @@ class CachedTool(_Cached[QueryT, ToolResult], Generic[QueryT]):
         super().__init__(store, lock_wait_s, PartCounters() if meter is None else meter.part(tool.name))
         self._tool, self._ledger = tool, ledger
         self._memory: dict[str, tuple[str | bytes, ToolResult]] = {}
-
-    @property
-    def name(self) -> ToolName:
-        return self._tool.name
-
-    @property
-    def backend(self) -> str:
-        return self._tool.backend
-
-    @property
-    def price_usd(self) -> float:
-        return self._tool.price_usd
 
     async def __call__(self, query: QueryT) -> ToolResult:
         start = time.perf_counter()
@@ -230,7 +218,7 @@ class CachedTool(_Cached[QueryT, ToolResult], Generic[QueryT]):
         return known[1]
 
 
-class CachedPart(_Cached[Q, Outcome[V]], Generic[Q, V]):
+class CachedPart(AroundPart, _Cached[Q, Outcome[V]], Generic[Q, V]):
     """A `Part` that answers a repeated query from `store`; see `_Cached`. `codec` says how queries are named and values
     written. Of a `Paid` part the record ends only once the answer is on disk.
     """
@@ -245,18 +233,6 @@ class CachedPart(_Cached[Q, Outcome[V]], Generic[Q, V]):
     ) -> None:
         super().__init__(store, lock_wait_s, PartCounters() if meter is None else meter.part(part.name))
         self._part, self._codec = part, codec
-
-    @property
-    def name(self) -> str:
-        return self._part.name
-
-    @property
-    def backend(self) -> str:
-        return self._part.backend
-
-    @property
-    def price_usd(self) -> float:
-        return self._part.price_usd
 
     async def __call__(self, query: Q) -> Outcome[V]:
         start = time.perf_counter()

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from mmsr1.tools.base import Answer, Backend, CallFailed, Part, Tool
+from mmsr1.tools.base import Answer, AroundTool, Backend, CallFailed, Part, Tool
 from mmsr1.tools.pictures import BadPicture, decode
-from mmsr1.types import Picture, ToolItem, ToolName, ToolResult
+from mmsr1.types import Picture, ToolItem, ToolResult
 
 QueryT = TypeVar("QueryT", str, Picture)
 
@@ -98,7 +98,7 @@ def rehearsal_of(tool: str) -> str:
     return f"{tool}_rehearsal"
 
 
-class Rehearsed(Generic[QueryT]):
+class Rehearsed(AroundTool, Generic[QueryT]):
     """`Tool` around a guarded `Faulty` of `tool`; `guard` puts retries and circuit breaker around the latter."""
 
     def __init__(
@@ -110,18 +110,6 @@ class Rehearsed(Generic[QueryT]):
     ) -> None:
         self._tool, self._ask = tool, guard(Faulty(tool, spec, seed))
         self._asked: Counter[str] = Counter()
-
-    @property
-    def name(self) -> ToolName:
-        return self._tool.name
-
-    @property
-    def backend(self) -> str:
-        return self._tool.backend
-
-    @property
-    def price_usd(self) -> float:
-        return self._tool.price_usd
 
     async def __call__(self, query: QueryT) -> ToolResult:
         start = time.perf_counter()

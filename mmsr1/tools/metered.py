@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import Generic, TypeVar
 
-from mmsr1.tools.base import Tool
+from mmsr1.tools.base import AroundTool, Tool
 from mmsr1.tools.meter import Meter
-from mmsr1.types import Picture, ToolName, ToolResult
+from mmsr1.types import Picture, ToolResult
 
 QueryT = TypeVar("QueryT", str, Picture)
 
 
-class Metered(Generic[QueryT]):
+class Metered(AroundTool, Generic[QueryT]):
     """`Tool` whose calls are counted under its name; what it is made of counts for itself.
 
     A hit is a call that asked nobody, or paid nothing for what has a price: a page or thumbnail that cannot be fetched,
@@ -22,18 +22,6 @@ class Metered(Generic[QueryT]):
 
     def __init__(self, tool: Tool[QueryT], meter: Meter) -> None:
         self._tool, self._counters = tool, meter.part(tool.name)
-
-    @property
-    def name(self) -> ToolName:
-        return self._tool.name
-
-    @property
-    def backend(self) -> str:
-        return self._tool.backend
-
-    @property
-    def price_usd(self) -> float:
-        return self._tool.price_usd
 
     async def __call__(self, query: QueryT) -> ToolResult:
         start = time.perf_counter()
