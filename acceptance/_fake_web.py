@@ -121,8 +121,11 @@ class FakeWeb:
     def _throttled(self, name: str) -> bool:
         return not self.steady and self._count(f"{name}_requests") % self.throttle == 0
 
-    def _refused(self, given: str | None) -> bool:
-        return given != self.key
+    def _refusal(self, given: str | None) -> Reply | None:
+        """What a wrong key is told: as some services do, with the key in it."""
+        if given == self.key:
+            return None
+        return as_json(401, {"error": f"Invalid API key: {given}. Your key is at https://serpapi.com/manage"})
 
     def _upload(self, body: bytes) -> Reply:
         self._take_time("upload")
@@ -138,8 +141,8 @@ class FakeWeb:
     def _search(self, query: dict[str, str]) -> Reply:
         lens = query.get("engine") == "google_lens"
         self._take_time("lens" if lens else "google")
-        if self._refused(query.get("api_key")):
-            return as_json(401, {"error": "Invalid API key. Your API key should be here: https://serpapi.com/manage"})
+        if refusal := self._refusal(query.get("api_key")):
+            return refusal
         if self._throttled("serpapi"):
             return as_json(429, {"error": "You are exceeding your hourly throughput limit."}, **{"Retry-After": "1"})
         with self._lock:
@@ -158,8 +161,8 @@ class FakeWeb:
 
     def _account(self, query: dict[str, str]) -> Reply:
         self._take_time("account")
-        if self._refused(query.get("api_key")):
-            return as_json(401, {"error": "Invalid API key."})
+        if refusal := self._refusal(query.get("api_key")):
+            return refusal
         left = 5000 if self.searches is None else self.searches
         spent = {"this_hour_searches": 17, "account_rate_limit_per_hour": 1000}
         return as_json(
@@ -169,8 +172,8 @@ class FakeWeb:
     def _read(self, request: BaseHTTPRequestHandler, url: str) -> Reply:
         """Jina Reader. Of all addresses some are down once, some block readers, some show a CAPTCHA, some are gone."""
         self._take_time("reader")
-        if self._refused((request.headers.get("Authorization") or "").removeprefix("Bearer ")):
-            return as_json(401, {"code": 401, "status": 40103, "message": "Authentication is required."})
+        if refusal := self._refusal((request.headers.get("Authorization") or "").removeprefix("Bearer ")):
+            return refusal
         if self._throttled("reader"):
             throttled = {"code": 429, "status": 42903, "message": "Rate limit exceeded"}
             return as_json(429, throttled, **{"Retry-After": "1"})
@@ -191,13 +194,15 @@ class FakeWeb:
             data |= {"content": "Just a moment...", "warning": "Target URL returned error 403: Forbidden"}
         elif not self.steady and 0.20 <= fate < 0.24:
             data |= {"content": "Verify you are human", "warning": "This page maybe requiring CAPTCHA"}
-        self._count("walls" if "warning" in data else "pages")  # charged by token: a wall costs next to nothing
+        self._count("pages")  # charged like any other, whatever the page says to its readers
         return as_json(200, {"code": 200, "status": 20000, "data": data})
 
     def _summarise(self, request: BaseHTTPRequestHandler, body: bytes) -> Reply:
         self._take_time("summary")
-        if self._refused((request.headers.get("Authorization") or f"Bearer {self.key}").removeprefix("Bearer ")):
-            return as_json(401, {"object": "error", "message": "Unauthorized", "code": 401})
+        if refusal := self._refusal(
+            (request.headers.get("Authorization") or f"Bearer {self.key}").removeprefix("Bearer ")
+        ):
+            return refusal
         asked = json.loads(body)
         said = [message["content"] for message in asked["messages"]]
         prompt = "\n".join(said)

@@ -177,7 +177,7 @@ def budget_spent(scale: float = 0.3) -> list[Check]:
             env=web_env(),
             check=False,
         )
-    line = [text for text in done.stderr.splitlines() if "tools.budget.usd_per_run=0.12 is reached" in text]
+    line = [text for text in (done.stdout + done.stderr).splitlines() if "tools.budget.usd_per_run=0.12" in text]
     files = [file for file in ("summary.json", "report.html", "metrics.jsonl", "config.yaml") if (run / file).is_file()]
     return [
         holds(
@@ -203,9 +203,12 @@ def budget_spent(scale: float = 0.3) -> list[Check]:
 def canary() -> list[Check]:
     """Line 7: the key of all services, in whatever a run with wandb leaves behind, also when they refuse it."""
     cache, name = OUTPUT / "tools_canary_cache", "tools_canary"
-    shutil.rmtree(cache, ignore_errors=True)
+    run = OUTPUT / name
+    for folder in (cache, run):
+        shutil.rmtree(folder, ignore_errors=True)
     with FakeWeb(CANARY, 0.1) as web:
-        run = web_run(name, web, cache, 1, "logger=wandb", "logger.mode=offline")
+        arguments = [*web_overrides(web, cache, 1), "logger=wandb", "logger.mode=offline", f"hydra.run.dir={run}"]
+        trained, _ = command(*_TRAIN, *arguments, env=web_env())
         checked, _ = command(
             *_PYTHON, "-m", "mmsr1.tools.check", *web_overrides(web, cache, 1), env=web_env(), check=False
         )
@@ -219,7 +222,7 @@ def canary() -> list[Check]:
         wrong, _ = command(
             *_PYTHON, "-m", "mmsr1.tools.check", *web_overrides(web, cache, 1), env=web_env(), check=False
         )
-    said = "".join(process.stdout + process.stderr for process in (checked, failed, wrong))
+    said = "".join(process.stdout + process.stderr for process in (trained, checked, failed, wrong))
     folders = (run, cache, OUTPUT / f"{name}_refused", OUTPUT / "tools_canary_refused_cache")
     leaks = [str(file) for folder in folders for file in _holding(folder, CANARY.encode())]
     wandb = list(run.glob("wandb/**/*.wandb"))

@@ -136,6 +136,28 @@ def test_a_spent_budget_answers_from_the_cache_only_and_says_so(configure, web, 
     assert miss.status == "over_budget" and tools.spent() is None
 
 
+def test_an_account_without_searches_ends_the_run_as_a_spent_budget_does(configure, web, tmp_path) -> None:
+    web.searches = 1
+    try:
+        (found, spent, unasked), tools = asked(configure(), tmp_path / "run", PHOTO, "Normans in France", "Paris")
+        assert (found.status, spent.status, unasked.status) == ("ok", "infrastructure_error", "infrastructure_error")
+        told = tools.spent()
+        assert told == "serpapi_search: exhausted: the account has no searches left"
+        _, tools = asked(configure("tools.budget.when_spent=tell"), tmp_path / "telling", "Normans in France")
+        assert tools.spent() is None
+    finally:
+        web.searches = None
+
+
+def test_a_key_that_is_refused_ends_the_run_too(configure, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("SERPAPI_API_KEY", "revoked")
+    _, tools = asked(configure(), tmp_path / "run", "Normans in France")
+    assert tools.spent() is None  # it may have been about the query
+    _, tools = asked(configure(), tmp_path / "run", "Normans in France", "Paris")
+    told = tools.spent()
+    assert told is not None and told.startswith("serpapi_search: refused: HTTP 401") and "revoked" not in told
+
+
 def test_a_run_with_nothing_left_is_refused_before_it_begins(configure, tmp_path) -> None:
     limited = configure("tools.budget.calls_per_run=1")
     check_tools(limited, tmp_path / "run")

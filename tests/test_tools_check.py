@@ -76,7 +76,7 @@ def test_a_key_that_is_refused_and_a_host_that_is_not_there(web, monkeypatch) ->
     monkeypatch.setenv("SERPAPI_API_KEY", "some-other-key-of-ours")
     nowhere = PartConfig("jina", url="http://no-such-host.invalid")
     found = findings(tools(web.url, reader=nowhere))
-    assert found["image_search"].wrong.startswith("key or address refused: ")
+    assert found["image_search"].wrong.startswith("refused (key, address, option, plan or proxy): ")
     assert found["reader"].wrong.startswith("not reachable: ")
     said = " ".join(f"{finding.said} {finding.wrong}" for finding in found.values())
     assert "some-other-key" not in said and KEY not in said

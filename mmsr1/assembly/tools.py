@@ -52,22 +52,26 @@ REHEARSED_PATIENCE_S = 2.0  # with an outage that is known to last
 class SearchTools(dict[Any, Tool[Any]]):
     """The tools by name, and what a run wants to know of them."""
 
-    def __init__(self, tools: Mapping[ToolName, Tool[Any]], meter: Meter, budget: Budget, stops: bool) -> None:
+    def __init__(self, tools: Mapping[ToolName, Tool[Any]], stack: _Stack) -> None:
         super().__init__(tools)
-        self._meter, self._budget, self._stops = meter, budget, stops
-        self.closing: list[Callable[[], Awaitable[None]]] = []
+        self._meter, self._budget, self._guards = stack.meter, stack.budget, stack.guards
+        self._stops = stack.config.tools.budget.when_spent == "stop"
+        self._closing = stack.closing
 
     def rows(self) -> Mapping[str, Row]:
         """Figures of every tool and part since they were made."""
         return self._meter.rows()
 
     def spent(self) -> str | None:
-        """Why the run is to end, in one line; None while there is something left, or nothing is to end it."""
-        return self._budget.left if self._stops else None
+        """Why the run is to end, in one line: its budget, or an account or key of a service. None while there is
+        something left, or nothing is to end it."""
+        if not self._stops:
+            return None
+        return self._budget.left or next((guard.of_no_use for guard in self._guards if guard.of_no_use), None)
 
     async def aclose(self) -> None:
         """Close all connections; on the event loop that used them."""
-        await asyncio.gather(*(close() for close in self.closing), return_exceptions=True)
+        await asyncio.gather(*(close() for close in self._closing), return_exceptions=True)
 
 
 def ledger_folder(run: Path) -> Path:
@@ -81,9 +85,7 @@ def search_tools(config: Config, run: Path, rank: int = 0, ranks: int = 1) -> Se
         "image_search": Metered(stack.rehearsed(stack.image_search()), stack.meter),
         "text_search": Metered(stack.rehearsed(stack.text_search()), stack.meter),
     }
-    made = SearchTools(tools, stack.meter, stack.budget, config.tools.budget.when_spent == "stop")
-    made.closing = stack.closing
-    return made
+    return SearchTools(tools, stack)
 
 
 def check_tools(config: Config, run: Path) -> None:
@@ -169,6 +171,7 @@ class _Stack:
     def __post_init__(self) -> None:
         self.meter = Meter()
         self.closing: list[Callable[[], Awaitable[None]]] = []
+        self.guards: list[Guarded[Any, Any]] = []  # of services
         for name in get_args(ToolName):  # first in every table
             self.meter.part(name)
         self.cache = Store(Path(self.config.tools.cache_dir))
@@ -228,6 +231,7 @@ class _Stack:
             self.meter,
             self.config.seed,
         )
+        self.guards.append(guarded)
         paid = Paid(guarded, self.budget, self.ledger)
         return ParsedPart(CachedPart(paid, self.cache, codec, meter=self.meter if counted else None), provider)
 

@@ -62,7 +62,8 @@ class BudgetConfig:
     """What searching may cost, in back-end calls and USD; null is no limit. A day is one of UTC and counts all runs
     that share `tools.cache_dir`. What is in the cache stays free.
 
-    `when_spent` of a run: `tell` goes on and tells the model, `stop` ends the run after the step, to be resumed.
+    `when_spent` of a run: `tell` goes on and tells the model, `stop` ends the run after the step, to be resumed;
+    so it does when the account of a service is spent or its key refused.
     """
 
     calls_per_run: int | None = None

@@ -67,8 +67,7 @@ class RolloutCallback(Callback):
 
     `make_worker` starts engine and tools for a run folder and rank. `tool_rows` reads the tools' figures, `spent` says
     in one line why nothing is left to pay them with, if the run is to end then; what the budget refuses is then not
-    trained on. `resume` is the checkpoint to go on
-    from.
+    trained on. `resume` is the checkpoint to go on from.
     """
 
     def __init__(
@@ -238,7 +237,9 @@ class RolloutCallback(Callback):
             raise RuntimeError(f"the engine failed in each of {len(stops)} {split} episodes of step {step}")
         self.record.add_costs(groups)
         refused = [self._refusal(episode) for group in groups for episode in group.episodes_G]
-        self.record.heed(split, step, groups, [line for line in refused if line is not None])
+        told = [line for line in refused if line is not None]
+        ends = self.spent(self.worker.tools) is not None  # the run, and says why
+        self.record.heed(split, step, groups, [] if ends else told)
         return tuple(groups)
 
     def _group(self, example: Example, episodes: Sequence[Episode], penalty_step: int) -> Group:

@@ -128,10 +128,11 @@ class RunRecord:
         """Tell people what a run survives, but should not survive unseen: searches that a budget refused (each
         refusal in words), and tools that fail most episodes. Said once, the latter again after a better step."""
         where = f"{split} rollouts of step {step}"
+        episodes = [episode for group in groups for episode in group.episodes_G]
         if refused and not self._told_refused:
             self._told_refused = True
-            self.progress.say(f"{where}: the budget refuses searches, first in {len(refused)} episodes: {refused[0]}")
-        episodes = [episode for group in groups for episode in group.episodes_G]
+            share = f"{len(refused)} of {len(episodes)} episodes"
+            self.progress.say(f"{where}: the budget refuses searches, first in {share}: {refused[0]}")
         lost = [why for episode in episodes if (why := tool_failure(episode)) is not None]
         much = len(lost) > MOST_LOST * len(episodes)
         if much and not self._told_lost:

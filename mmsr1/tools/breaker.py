@@ -47,9 +47,10 @@ class Breaker:
 
     So neither many calls that fail in one moment open it nor a short interruption, which retries get over. Then one
     attempt is let through after `cool_down_s`, and as long as these fail, after twice the time, up to `longest_s`. An
-    answer closes it. An attempt that never ends leaves its place to another after `longest_s`. A spent account or
-    a refused key opens at once, and for longer. A throttled attempt never counts, but shows one that was let through
-    that the back end is there. With `failures` beyond `RECENT` only a spent account or a refused key opens it.
+    answer closes it. An attempt that never ends leaves its place to another after `longest_s`. A spent account opens
+    at once, and for longer; so do two refusals in succession, for one may be about what was asked. A throttled attempt
+    never counts, but shows one that was let through that the back end is there. With `failures` beyond `RECENT` only a
+    spent account or refusals open it.
 
     `patience_s` bounds how long a call may wait for an open breaker, in addition to its deadline.
     For one event loop, as the guards are that share it.
@@ -73,11 +74,17 @@ class Breaker:
         self._recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)
         self._failing_since: float | None = None
         self._open: _Open | None = None
+        self._refused = False  # whether the attempt that ended last was
 
     @property
     def open_s(self) -> float:
         """Seconds since it opened, with the attempts that were let through and failed; 0 while it is closed."""
         return 0.0 if self._open is None else self._clock() - self._open.since
+
+    @property
+    def final(self) -> str | None:
+        """What keeps it open that does not pass by itself, cause first; None if nothing does."""
+        return f"{self._open.cause}: {self._open.detail}" if self._open is not None and self._open.final else None
 
     def refusal(self) -> Refusal | None:
         """Why no attempt may be made now; None if one may."""
@@ -99,6 +106,7 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The back end has answered."""
+        self._refused = False
         if self._open is not None:
             logger.warning("back end answers again after %.0f s", self.open_s)
             self._open, self._failing_since = None, None
@@ -117,7 +125,8 @@ class Breaker:
             return self.succeeded()
         if error.cause == "throttled":
             return
-        if error.cause in FINAL:
+        again, self._refused = self._refused, error.cause == "refused"
+        if error.cause == "exhausted" or (again and self._refused):
             self._hold(error.cause, error.detail, LONGER * self._longest_s)
         elif self._open is None:
             if self._judge(failed=True) >= self._lasting_s:

@@ -48,7 +48,7 @@ REMEDIES: Mapping[str, str] = {
     "transient": "not reachable",
     "throttled": "asked too often just now",
     "exhausted": "no calls or credits left",
-    "refused": "key or address refused",
+    "refused": "refused (key, address, option, plan or proxy)",
     "blocked": "refuses to be read",
     "broken": "answers what cannot be read",
     "invalid": "does not accept the request",

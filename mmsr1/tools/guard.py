@@ -123,6 +123,11 @@ class Guarded(Generic[Q, V]):
     def price_usd(self) -> float:
         return self._backend.price_usd
 
+    @property
+    def of_no_use(self) -> str | None:
+        """Why asking is of no use until somebody mends it (account, key), in one line; None if it may be."""
+        return None if self._breaker.final is None else f"{self.name}: {self._breaker.final}"
+
     async def __call__(self, query: Q) -> Outcome[V]:
         return await self.ask(query)
 

@@ -121,9 +121,12 @@ def test_an_attempt_that_never_ends_or_tells_nothing_leaves_its_place(breaker, c
     assert breaker.admit() is None and breaker.admit() is not None
 
 
-@pytest.mark.parametrize("cause", ["exhausted", "refused"])
-def test_what_does_not_pass_by_itself_opens_at_once_and_for_longer(breaker, clock, cause):
+@pytest.mark.parametrize(("cause", "times"), [("exhausted", 1), ("refused", 2)])
+def test_what_does_not_pass_by_itself_opens_soon_and_for_longer(breaker, clock, cause, times):
+    fail(breaker, cause, times - 1)
+    assert breaker.refusal() is None and breaker.final is None
     fail(breaker, cause)
+    assert breaker.final == f"{cause}: HTTP 500"
     assert breaker.refusal() == Refusal(f"{cause}: left alone for 300 s more after HTTP 500", 300.0, True)
     clock.now += 299
     assert breaker.admit() is not None
@@ -132,6 +135,23 @@ def test_what_does_not_pass_by_itself_opens_at_once_and_for_longer(breaker, cloc
     fail(breaker)
     refusal = breaker.refusal()
     assert refusal is not None and not refusal.final and refusal.wait_s == 10.0
+
+
+def test_one_refusal_among_answers_may_be_about_what_was_asked(breaker, clock):
+    for _ in range(20):
+        fail(breaker, "refused")
+        breaker.succeeded()
+    assert breaker.refusal() is None and breaker.final is None
+    fail(breaker, "refused", times=2)
+    clock.now += 301
+    assert breaker.admit() is None and breaker.final is not None
+    fail(breaker, "refused")
+    refusal = breaker.refusal()
+    assert refusal is not None and refusal.final and refusal.wait_s == 300.0
+    clock.now += 301
+    assert breaker.admit() is None
+    breaker.succeeded()
+    assert breaker.final is None
 
 
 @pytest.mark.parametrize("cause", ["blocked", "invalid"])

@@ -174,9 +174,9 @@ def test_attempts_are_spaced_by_the_rate():
 
 
 def test_waiting_in_line_is_not_on_the_deadline():
-    """Ten calls, one at a time, 0.05 s each: the last waits longer than a call may take."""
-    script = Script(0.05)
-    part = guarded(script, concurrent=1, deadline_s=0.3)
+    """Ten calls, one at a time, 0.15 s each: the last waits longer than a call may take."""
+    script = Script(0.15)
+    part = guarded(script, concurrent=1, deadline_s=1.2)
 
     async def crowd() -> list[Outcome]:
         return await asyncio.gather(*(part(f"q{n}") for n in range(10)))
@@ -204,14 +204,14 @@ def test_while_the_breaker_is_open_for_good_nobody_is_asked():
 
 
 def test_those_in_line_do_not_ask_once_the_breaker_is_open():
-    script = Script(CallFailed("refused", "HTTP 401"))
+    script = Script(CallFailed("exhausted", "HTTP 402"))
     part = guarded(script, concurrent=1, breaker=Breaker())
 
     async def crowd() -> list[Outcome]:
         return await asyncio.gather(*(part(f"q{n}") for n in range(20)))
 
     outcomes = asyncio.run(crowd())
-    assert script.calls == 1 and all("refused" in outcome.detail for outcome in outcomes)
+    assert script.calls == 1 and all("exhausted" in outcome.detail for outcome in outcomes)
 
 
 def test_a_bug_is_a_status_that_names_the_place_and_not_the_text(caplog):

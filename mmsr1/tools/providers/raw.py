@@ -43,27 +43,14 @@ class Fresh(str):
 
 
 class RawBackend(Generic[Q, V]):
-    """`Backend[Q, str]`: asks the provider, and reads the answer once as a check, so that only answers are kept.
-
-    What a page refused is charged, and said again for `BLOCKED_S` without asking: search engines name it often.
-    """
+    """`Backend[Q, str]`: asks the provider, and reads the answer once as a check, so that only answers are kept."""
 
     def __init__(self, provider: Provider[Q, V]) -> None:
         self._provider = provider
         self.name, self.price_usd = provider.name, provider.price_usd
         self.backend = _identity(provider)
-        self._blocked: dict[str, tuple[str, float]] = {}  # address of a page: what it said, until when it is believed
 
     async def ask(self, query: Q) -> Answer[str]:
-        self._raise_known(query)
-        try:
-            return await self._ask(query)
-        except CallFailed as error:
-            if error.cause == "blocked" and isinstance(query, str):  # texts are small; pages to summarise are not
-                self._remember(query, error.detail)
-            raise
-
-    async def _ask(self, query: Q) -> Answer[str]:
         answer = await self._provider.fetch(query)
         if answer.value is None:
             return answer
@@ -73,31 +60,32 @@ class RawBackend(Generic[Q, V]):
             raise CallFailed(error.cause, error.detail, error.retry_after_s, answer.cost_usd) from None
         return Answer(Fresh.read(answer.value, self._provider, query, value), answer.cost_usd)
 
-    def _raise_known(self, query: Q) -> None:
-        known = self._blocked.get(query) if isinstance(query, str) else None
-        if known is not None and monotonic() < known[1]:
-            raise CallFailed("blocked", known[0])
-
-    def _remember(self, page: str, detail: str) -> None:
-        self._blocked.pop(page, None)
-        while len(self._blocked) >= BLOCKED_PAGES:
-            del self._blocked[next(iter(self._blocked))]  # the one that was blocked longest ago
-        self._blocked[page] = detail, monotonic() + BLOCKED_S
-
 
 class ParsedPart(Generic[Q, V]):
     """`Part[Q, V]`: what the provider's parser reads in the outcome of `raw`.
 
     An answer in which nothing was found is `empty`. One that was kept but cannot be read any more is an infrastructure
-    error: it stays, for it was paid for, and a better parser may read it.
+    error: it stays, for it was paid for, and a better parser may read it. What a page refused is said again for
+    `BLOCKED_S` without asking, in this process: search engines name it often.
     """
 
     def __init__(self, raw: Part[Q, str], provider: Provider[Q, V]) -> None:
         self._raw, self._provider = raw, provider
         self.name, self.price_usd = raw.name, raw.price_usd
         self.backend = f"{raw.backend}:parser={provider.version}"
+        self._blocked: dict[str, tuple[str, float]] = {}  # address of a page: what it said, until when it is believed
 
     async def __call__(self, query: Q) -> Outcome[V]:
+        known = self._blocked.get(query) if isinstance(query, str) else None
+        if known is not None and monotonic() < known[1]:
+            return Outcome("infrastructure_error", cached=True, detail=known[0])
+        outcome = await self._asked(query)
+        blocked = outcome.status == "infrastructure_error" and outcome.detail.startswith("blocked:")
+        if blocked and isinstance(query, str):  # texts are small; pages to summarise are not
+            self._remember(query, outcome.detail)
+        return outcome
+
+    async def _asked(self, query: Q) -> Outcome[V]:
         raw = await self._raw(query)
         status, value, detail = raw.status, None, raw.detail
         if status == "ok" and raw.value is not None:
@@ -108,6 +96,12 @@ class ParsedPart(Generic[Q, V]):
                 status, detail = "infrastructure_error", str(error)
         value = value if status == "ok" else None
         return Outcome(status, value, raw.cost_usd, raw.paid_usd, raw.cached, detail)
+
+    def _remember(self, page: str, detail: str) -> None:
+        self._blocked.pop(page, None)
+        while len(self._blocked) >= BLOCKED_PAGES:
+            del self._blocked[next(iter(self._blocked))]  # the one that was blocked longest ago
+        self._blocked[page] = detail, monotonic() + BLOCKED_S
 
 
 async def _parsed(provider: Provider[Q, V], raw: str, query: Q) -> V:

@@ -10,7 +10,9 @@ from adapters import ARTICLE, BY_NAME, PAGE, QUERY
 from fake_api import FakeApi, Say
 from stack import Shelf, ask
 
-from mmsr1.tools.base import CallFailed, Outcome
+from mmsr1.tools.base import Outcome
+from mmsr1.tools.breaker import Breaker
+from mmsr1.tools.guard import CallPolicy, Guarded
 from mmsr1.tools.providers import raw as raw_module
 from mmsr1.tools.providers import text_provider
 from mmsr1.tools.providers.raw import BLOCKED_S, Fresh, ParsedPart, RawBackend
@@ -52,18 +54,16 @@ def test_what_was_read_for_one_query_or_by_one_parser_is_not_taken_for_another()
     assert (said(provider, "a"), said(provider, "b"), said(other, "a")) == ("of a", "b: 1", "a: 1")
 
 
-def failures(api: FakeApi, backend: RawBackend[Any, Any], *urls: str) -> list[CallFailed | None]:
-    """What each call raises, None if it is answered."""
+def reader(api: FakeApi) -> ParsedPart[Any, Any]:
+    """Pages of the reader service, each asked for once."""
+    provider = BY_NAME["jina_reader"].make(api.url, timeout_s=5.0)
+    once = CallPolicy(attempts=1, timeout_s=5.0, deadline_s=10.0, rate_per_s=1e3, concurrent=4)
+    return ParsedPart(Guarded(RawBackend(provider), once, Breaker()), provider)
 
-    async def once(url: str) -> CallFailed | None:
-        try:
-            await backend.ask(url)
-        except CallFailed as error:
-            return error
-        return None
 
-    async def all_of_them() -> list[CallFailed | None]:
-        return [await once(url) for url in urls]
+def outcomes_of(part: ParsedPart[Any, Any], *urls: str) -> list[Outcome[Any]]:
+    async def all_of_them() -> list[Outcome[Any]]:
+        return [await part(url) for url in urls]
 
     return asyncio.run(all_of_them())
 
@@ -73,31 +73,32 @@ def test_a_page_that_refuses_is_asked_and_paid_once_and_again_after_some_minutes
 ) -> None:
     now = 100.0
     monkeypatch.setattr(raw_module, "monotonic", lambda: now)
-    backend = RawBackend(BY_NAME["jina_reader"].make(api.url, timeout_s=5.0))
+    part = reader(api)
     api.reset(everything=Say(WALL))
-    first, second, other = failures(api, backend, PAGE.url, PAGE.url, f"{PAGE.url}?other")
-    assert first and second and other and {first.cause, second.cause, other.cause} == {"blocked"}
-    assert first.detail == second.detail and len(api.asked) == 2
-    assert (first.cost_usd, second.cost_usd) == (pytest.approx(1_000 * 0.05 / 1e6), 0.0)
+    first, second, other = outcomes_of(part, PAGE.url, PAGE.url, f"{PAGE.url}?other")
+    assert {outcome.status for outcome in (first, second, other)} == {"infrastructure_error"}
+    assert first.detail == second.detail and first.detail.startswith("blocked: ") and len(api.asked) == 2
+    assert (first.paid_usd, second.paid_usd) == (pytest.approx(1_000 * 0.05 / 1e6), 0.0)
+    assert second.cached and not first.cached and not other.cached
     api.reset(everything=Say(GOOD))
     now += BLOCKED_S - 1
-    assert failures(api, backend, PAGE.url)[0] is not None and api.asked == []
+    assert outcomes_of(part, PAGE.url)[0].status == "infrastructure_error" and api.asked == []
     now += 2
-    assert failures(api, backend, PAGE.url) == [None] and len(api.asked) == 1
+    assert outcomes_of(part, PAGE.url)[0].status == "ok" and len(api.asked) == 1
 
 
 def test_nothing_else_that_fails_is_remembered(api: FakeApi) -> None:
-    backend = RawBackend(BY_NAME["jina_reader"].make(api.url, timeout_s=5.0))
     api.reset(everything=[Say(b"", 503), Say(b"{", 200), Say(b"", 429), Say(GOOD)])
-    found = failures(api, backend, *[PAGE.url] * 4)
-    assert [error and error.cause for error in found] == ["transient", "broken", "throttled", None]
+    found = outcomes_of(reader(api), *[PAGE.url] * 4)
+    assert [outcome.detail.partition(":")[0] for outcome in found] == ["transient", "broken", "throttled", ""]
+    assert found[-1].status == "ok"
 
 
 def test_what_is_remembered_is_bounded(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raw_module, "BLOCKED_PAGES", 2)
-    backend = RawBackend(BY_NAME["jina_reader"].make(api.url, timeout_s=5.0))
+    part = reader(api)
     api.reset(everything=Say(WALL))
-    failures(api, backend, *(f"{PAGE.url}?{n}" for n in (1, 2, 3)))
+    outcomes_of(part, *(f"{PAGE.url}?{n}" for n in (1, 2, 3)))
     assert len(api.asked) == 3
-    failures(api, backend, f"{PAGE.url}?3", f"{PAGE.url}?2", f"{PAGE.url}?1")
+    outcomes_of(part, f"{PAGE.url}?3", f"{PAGE.url}?2", f"{PAGE.url}?1")
     assert len(api.asked) == 4, "the first was forgotten"
