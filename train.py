@@ -151,6 +151,7 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
     from mmsr1.models.checkpoint import CheckpointError, check_model
     from mmsr1.processes import is_first_process
     from mmsr1.report.progress import RunProgress
+    from mmsr1.tools.base import EndOfRun
 
     started, first = time.perf_counter(), is_first_process()
     seed_everything(config.seed, verbose=False)
@@ -188,7 +189,7 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
             if first and not _cut_short(config, record):
                 export_dtype = getattr(torch, config.model.export_dtype)
                 assembly.save_policy(run.path / "policy", files, callback.weights, export_dtype)
-        except CheckpointError as error:
+        except (CheckpointError, EndOfRun) as error:
             raise ConfigError(str(error)) from error
         except SystemExit:  # how Lightning leaves after Ctrl-C
             return "interrupted", None
@@ -201,7 +202,8 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
     if record.stopped is not None:
         last = "" if record.validated == record.steps_done else "; its last step is not validated"
         progress.say(f"{record.stopped}; the run had done all its steps{last}")
-    progress.closing(record.initial, record.final, str(run.path))
+    behind = record.validated if record.validated != record.steps_done else None
+    progress.closing(record.initial, record.final, str(run.path), behind)
     return "finished", record.stopped
 
 

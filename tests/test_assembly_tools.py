@@ -142,7 +142,8 @@ def test_an_account_without_searches_ends_the_run_as_a_spent_budget_does(configu
         (found, spent, unasked), tools = asked(configure(), tmp_path / "run", PHOTO, "Normans in France", "Paris")
         assert (found.status, spent.status, unasked.status) == ("ok", "infrastructure_error", "infrastructure_error")
         told = tools.spent()
-        assert told == "serpapi_search: exhausted: the account has no searches left"
+        spent = "serpapi_search: exhausted: the account has no searches left"
+        assert told == f"{spent}; mend that first: it needs credit or another key in SERPAPI_API_KEY"
         _, tools = asked(configure("tools.budget.when_spent=tell"), tmp_path / "telling", "Normans in France")
         assert tools.spent() is None
     finally:

@@ -39,6 +39,7 @@ FILES = (
     "rollout.server.urls=[http://node7:8000]",
     "tools.text_search.url=http://node9:8000",
     "tools.summarizer.url=http://node9:8001",
+    "tools.bundle=frozen",
 )
 
 
@@ -299,17 +300,24 @@ def test_a_new_experiment_file_needs_only_its_difference(with_experiment: Any) -
 # What cannot be asked of tools, budgets and faults.
 BAD_TOOLS = [
     ("tools.text_search.provider=bing", "tools.text_search.provider=bing", "serpapi, serper, brave, tavily, searxng"),
-    ("tools.image_search.provider=brave", "tools.image_search.provider=brave", "local, serpapi, serper, retrieve"),
+    (
+        "tools.image_search.provider=brave",
+        "tools.image_search.provider=brave",
+        "local, replay, serpapi, serper, retrieve",
+    ),
     ("tools.reader.provider=lynx", "tools.reader.provider=lynx", "none, jina, local"),
-    ("tools.summarizer.provider=openai", "tools.summarizer.url=None", "say where openai runs"),
-    ("tools.text_search.provider=searxng", "tools.text_search.url=None", "say where searxng runs"),
+    ("tools.summarizer.provider=openai", "tools.summarizer.url=None", "for provider=openai runs"),
+    ("tools.text_search.provider=searxng", "tools.text_search.url=None", "for provider=searxng runs"),
     ("tools.text_search.url=http://ann:sk-123abc@h:80", "tools.text_search.url=***", "user or password"),
     ("tools.text_search.url=ann:sk-123abc@h:80/a", "tools.text_search.url=***", "user or password"),
     (
         "tools.text_search.provider=retrieve tools.image_search.provider=retrieve",
         "tools.text_search.url=None",
-        "say where retrieve runs",
+        "say where the service for provider=retrieve runs",
     ),
+    ("tools.text_search.provider=replay", "tools.bundle=None", "give the folder of a bundle"),
+    ("tools.on_miss=skip", "tools.on_miss=skip", "fail, empty"),
+    ("tools.similar=1.5", "tools.similar=1.5", "at most 1"),
     ("tools.text_search.url=localhost:80", "tools.text_search.url=localhost:80", "http://"),
     ("tools.text_search.key_env=sk-123abc", "tools.text_search.key_env=***", "name of an environment variable"),
     ("tools.text_search.price_usd=-1", "tools.text_search.price_usd=-1.0", "0 or more"),

@@ -36,7 +36,10 @@ ENTRY_POINTS = (
     "mmsr1.cli",
     "mmsr1.models.export",
     "mmsr1.models.plan",
+    "mmsr1.tools.bundle.__main__",
     "mmsr1.tools.check",
+    "mmsr1.tools.gateway.__main__",
+    "mmsr1.tools.index.__main__",
 )
 
 

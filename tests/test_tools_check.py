@@ -47,8 +47,8 @@ def tools(url: str, **parts: Any) -> ToolsConfig:
     )
 
 
-def findings(config: ToolsConfig) -> dict[str, Finding]:
-    return {finding.part: finding for finding in asyncio.run(tried(config))}
+def findings(config: ToolsConfig, image_searches: int = 1) -> dict[str, Finding]:
+    return {finding.part: finding for finding in asyncio.run(tried(config, image_searches))}
 
 
 def test_every_part_is_tried_once_past_the_cache(web) -> None:
@@ -87,9 +87,13 @@ def test_a_page_that_refuses_to_be_read_is_not_the_readers_fault(web) -> None:
     assert findings(tools(web.url))["reader"].provider == "jina_reader"
 
 
+def test_an_image_search_that_no_episode_may_make_is_not_tried(web) -> None:
+    assert [*findings(tools(web.url), image_searches=0)] == ["text_search", "reader", "summarizer"]
+
+
 def test_the_command_prints_a_table_and_says_by_its_status_whether_all_is_well(web, monkeypatch, capsys) -> None:
     config = tools(web.url)
-    monkeypatch.setattr(check, "composed", lambda overrides: config)
+    monkeypatch.setattr(check, "composed", lambda overrides: (config, 1))
     wide = partial(Console, width=200)
     assert main(["tools=web"], wide) == 0
     assert capsys.readouterr().out.count(" ok ") == 5
@@ -107,7 +111,7 @@ def test_a_narrow_terminal_breaks_no_name(capsys, monkeypatch) -> None:
         Finding("summarizer", "openai_summarizer", 10.0, 0.005, "1234 characters"),
     ]
 
-    async def tried(tools: ToolsConfig) -> list[Finding]:
+    async def tried(tools: ToolsConfig, image_searches: int) -> list[Finding]:
         return found
 
     monkeypatch.setattr(check, "tried", tried)

@@ -1,9 +1,12 @@
 """The search tools of a configuration: who is asked, and everything that stands around a call.
 
-    local       Metered( Rehearsed( CachedTool( tool )))
-    otherwise   Metered( Rehearsed( pipeline of parts )), each part  Parsed( Cached( Paid( Guarded( provider ))))
+    replay      Metered( Rehearsed( Replayed( bundle )))
+    local       Metered( Rehearsed( Recorded( CachedTool( tool ))))
+    otherwise   Metered( Rehearsed( Recorded( pipeline of parts ))),
+                each part  Parsed( Cached( Paid( Guarded( provider ))))
 
-`Rehearsed` only where the configuration asks for faults. docs/tools.md draws the whole stack.
+`Rehearsed` only where the configuration asks for faults, `Similar` inside `Recorded` where it asks for that.
+docs/tools.md draws the whole stack.
 """
 
 from __future__ import annotations
@@ -16,16 +19,22 @@ from typing import Any, get_args
 
 from mmsr1.assembly.data import emblem_store
 from mmsr1.config import Config, ConfigError, FaultsConfig, PartConfig, ToolsConfig
+from mmsr1.config.tools import HERE, WHOLE
 from mmsr1.tools.base import Backend, Part, Tool
 from mmsr1.tools.blocklist import Blocklist
 from mmsr1.tools.breaker import Breaker
 from mmsr1.tools.budget import Budget, BudgetLimits, Paid
+from mmsr1.tools.bundle.format import Bundle
+from mmsr1.tools.bundle.record import FOLDER as SEARCHES
+from mmsr1.tools.bundle.record import Recorded, Recorder
+from mmsr1.tools.bundle.replay import Replayed
 from mmsr1.tools.cache import PICTURE, TEXT, CachedPart, CachedTool, Codec
 from mmsr1.tools.faults import FaultSpec, Rehearsed
 from mmsr1.tools.fetch import SafeFetch
 from mmsr1.tools.guard import CallPolicy, Guarded
 from mmsr1.tools.image_search.local import LocalImageSearch
 from mmsr1.tools.image_search.web import WebImageSearch
+from mmsr1.tools.index_files import MANIFEST
 from mmsr1.tools.items import ItemsTool
 from mmsr1.tools.ledger import Ledger
 from mmsr1.tools.meter import Meter, Row
@@ -33,6 +42,7 @@ from mmsr1.tools.metered import Metered
 from mmsr1.tools.providers import image_provider, reader_provider, summarizer_provider, text_provider
 from mmsr1.tools.providers.base import Provider
 from mmsr1.tools.providers.raw import ParsedPart, RawBackend
+from mmsr1.tools.similar import Similar
 from mmsr1.tools.store import Store
 from mmsr1.tools.text_search.local import LocalTextSearch
 from mmsr1.tools.text_search.web import WebTextSearch
@@ -44,6 +54,7 @@ from mmsr1.types import Picture, ToolName
 HITS = 10  # asked of a search engine: more than are shown, because some are blocked or cannot be read
 # Thumbnails come from a search engine's own hosts, which bear more than its interface; they are worth little waiting.
 THUMBNAILS = CallPolicy(attempts=2, timeout_s=10, deadline_s=20, rate_per_s=100, concurrent=64)
+FAILURES = 8  # attempts that make a service look dead
 NEVER = 10**9  # of what is fetched from many hosts: one that is down says nothing about the next
 PATIENCE_S = 3600.0  # beyond what any tool allows itself
 REHEARSED_PATIENCE_S = 2.0  # with an outage that is known to last
@@ -67,11 +78,19 @@ class SearchTools(dict[Any, Tool[Any]]):
         something left, or nothing is to end it."""
         if not self._stops:
             return None
-        return self._budget.left or next((guard.of_no_use for guard in self._guards if guard.of_no_use), None)
+        return self._budget.left or next((told for guard in self._guards if (told := _told(*guard))), None)
 
     async def aclose(self) -> None:
         """Close all connections; on the event loop that used them."""
         await asyncio.gather(*(close() for close in self._closing), return_exceptions=True)
+
+
+def _told(guard: Guarded[Any, Any], key_env: str | None) -> str | None:
+    """Why a service is of no use any more, and what to do, if it is not."""
+    if guard.of_no_use is None:
+        return None
+    key = "" if key_env is None else f" or another key in {key_env}"
+    return f"{guard.of_no_use}; mend that first: it needs credit{key}"
 
 
 def ledger_folder(run: Path) -> Path:
@@ -98,6 +117,9 @@ def check_tools(config: Config, run: Path) -> None:
         check_key(name, provider)
         searches += [provider.price_usd] if name.endswith("_search") else []
     blocked(config)
+    for name in ("text_index", "image_index"):
+        local_index(config, name)
+    bundle(config)
     told = budget(config, run).reached(min(searches, default=0.0))
     if told is not None and config.tools.budget.when_spent == "stop":
         raise ConfigError(told)
@@ -122,8 +144,8 @@ def check_key(name: str, provider: Provider[Any, Any]) -> None:
 def part_providers(tools: ToolsConfig) -> Iterator[tuple[str, Provider[Any, Any]]]:
     """Every part of the configuration that asks a service, by its name in `tools`. Raises ConfigError."""
     pages = tools.reader.provider != "none"
-    image_hits = tools.image_results if tools.image_search.provider == "retrieve" else HITS
-    text_hits = tools.text_results if tools.text_search.provider == "retrieve" else max(HITS, tools.pages_tried * pages)
+    image_hits = tools.image_results if tools.image_search.provider in WHOLE else HITS
+    text_hits = tools.text_results if tools.text_search.provider in WHOLE else max(HITS, tools.pages_tried * pages)
     summary = {"sentences": tools.summary_sentences, "page_characters": tools.page_characters}
     picture = {"image_url": tools.image_url, "thumbnail_edge": tools.thumbnail_edge, "results": image_hits}
     wanted: tuple[tuple[str, Any, dict[str, Any]], ...] = (
@@ -134,8 +156,8 @@ def part_providers(tools: ToolsConfig) -> Iterator[tuple[str, Provider[Any, Any]
     )
     for name, make, settings in wanted:
         part: PartConfig = getattr(tools, name)
-        asks = part.provider != "none" and (part.provider != "local" or name == "reader")
-        if asks and not (name in ("reader", "summarizer") and tools.text_search.provider in ("local", "retrieve")):
+        asks = part.provider != "none" and (part.provider not in HERE or name == "reader")
+        if asks and not (name in ("reader", "summarizer") and tools.text_search.provider in (*HERE, *WHOLE)):
             yield name, _provider(name, part, make, settings)
 
 
@@ -152,6 +174,26 @@ def blocked(config: Config) -> Blocklist:
         return Blocklist(config.tools.blocklist)
     except ValueError as error:
         raise ConfigError(f"tools.{error}") from error
+
+
+def bundle(config: Config) -> Bundle | None:
+    """The bundle that searches are replayed from, None if none is."""
+    tools = config.tools
+    if "replay" not in (tools.image_search.provider, tools.text_search.provider):
+        return None
+    try:
+        return Bundle(Path(tools.bundle or ""))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tools.bundle={tools.bundle}: {error}") from error
+
+
+def local_index(config: Config, name: str) -> Path | None:
+    """The folder of a local index of the user's own, None for the emblem world's."""
+    folder = getattr(config.tools, name)
+    if folder is not None and not Path(folder, MANIFEST).is_file():
+        remedy = "no index there; python -m mmsr1.tools.index build makes one"
+        raise ConfigError(f"tools.{name}={folder}: {remedy}")
+    return None if folder is None else Path(folder)
 
 
 def policy(part: PartConfig, ranks: int) -> CallPolicy:
@@ -171,32 +213,48 @@ class _Stack:
     def __post_init__(self) -> None:
         self.meter = Meter()
         self.closing: list[Callable[[], Awaitable[None]]] = []
-        self.guards: list[Guarded[Any, Any]] = []  # of services
+        self.guards: list[tuple[Guarded[Any, Any], str | None]] = []  # of services, with the variables of their keys
         for name in get_args(ToolName):  # first in every table
             self.meter.part(name)
         self.cache = Store(Path(self.config.tools.cache_dir))
         self.ledger = Ledger(ledger_folder(self.run), f"rank{self.rank}")
         self.budget = budget(self.config, self.run)
+        self.bundle = bundle(self.config)
+        self.recorder = Recorder(self.cache, self.run / SEARCHES / f"rank{self.rank}.jsonl")
         self._providers = dict(part_providers(self.config.tools))
         self.closing += [provider.aclose for provider in self._providers.values()]
 
     def image_search(self) -> Tool[Picture]:
+        if self.config.tools.image_search.provider == "replay":
+            return self._replayed("image_search")
+        return self._recorded(self._image_search())
+
+    def text_search(self) -> Tool[str]:
+        if self.config.tools.text_search.provider == "replay":
+            return self._replayed("text_search")
+        alike, search = self.config.tools.similar, self._text_search()
+        return self._recorded(search if alike is None else Similar(search, alike))
+
+    def _image_search(self) -> Tool[Picture]:
         tools = self.config.tools
         if tools.image_search.provider == "local":
-            index = emblem_store(self.config).image_index
-            return self._cached(LocalImageSearch(index, tools.image_results, tools.thumbnails))
+            index = local_index(self.config, "image_index") or emblem_store(self.config).image_index
+            return self._cached(
+                self._opened("image_index", LocalImageSearch, index, tools.image_results, tools.thumbnails)
+            )
         search = self._part("image_search", TEXT)
-        if tools.image_search.provider == "retrieve":
+        if tools.image_search.provider in WHOLE:
             return ItemsTool("image_search", search)
         blocklist, shown = blocked(self.config), tools.thumbnails
         return WebImageSearch(search, self._thumbnails() if shown else None, tools.image_results, shown, blocklist)
 
-    def text_search(self) -> Tool[str]:
+    def _text_search(self) -> Tool[str]:
         tools = self.config.tools
         if tools.text_search.provider == "local":
-            return self._cached(LocalTextSearch(emblem_store(self.config).text_index, tools.text_results))
+            index = local_index(self.config, "text_index") or emblem_store(self.config).text_index
+            return self._cached(self._opened("text_index", LocalTextSearch, index, tools.text_results))
         search = self._part("text_search", TEXT)
-        if tools.text_search.provider == "retrieve":
+        if tools.text_search.provider in WHOLE:
             return ItemsTool("text_search", search)
         summarizer = self._part("summarizer", SUMMARY) if "summarizer" in self._providers else None
         reader = self._pages() if "reader" in self._providers else None
@@ -217,6 +275,21 @@ class _Stack:
 
         return Rehearsed(tool, spec, self.config.seed, guard)
 
+    def _replayed(self, name: ToolName) -> Tool[Any]:
+        assert self.bundle is not None
+        tools, counters = self.config.tools, self.meter.part(f"{name}_bundle")
+        return Replayed(name, self.bundle, tools.on_miss, tools.replay_latency, counters)  # type: ignore[arg-type]
+
+    def _recorded(self, tool: Tool[Any]) -> Tool[Any]:
+        return Recorded(tool, self.recorder, self.meter.part(tool.name))
+
+    def _opened(self, key: str, make: Callable[..., Tool[Any]], *arguments: Any) -> Tool[Any]:
+        """An index of this disk. Raises ConfigError for one that this code cannot read."""
+        try:
+            return make(*arguments)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"tools.{key}={getattr(self.config.tools, key)}: {error}") from error
+
     def _cached(self, tool: Tool[Any]) -> Tool[Any]:
         return CachedTool(tool, self.cache, ledger=self.ledger)
 
@@ -227,11 +300,11 @@ class _Stack:
         guarded = Guarded(
             RawBackend(provider),
             policy(part, self.ranks),
-            Breaker(failures=NEVER) if many_hosts else Breaker(),
+            Breaker(failures=NEVER if many_hosts else FAILURES, name=provider.name),
             self.meter,
             self.config.seed,
         )
-        self.guards.append(guarded)
+        self.guards.append((guarded, None if provider.secret is None else provider.secret.env))
         paid = Paid(guarded, self.budget, self.ledger)
         return ParsedPart(CachedPart(paid, self.cache, codec, meter=self.meter if counted else None), provider)
 

@@ -10,12 +10,14 @@ from omegaconf import MISSING
 
 from mmsr1.config.checks import at_least, check, one_of, positive
 
-IMAGE_SEARCH = ("local", "serpapi", "serper", "retrieve")
-TEXT_SEARCH = ("local", "serpapi", "serper", "brave", "tavily", "searxng", "retrieve")
+HERE = ("local", "replay")  # ask nobody
+WHOLE = ("retrieve", "opensearch", "qdrant")  # answer with whole results, not with hits that lead to pages
+IMAGE_SEARCH = (*HERE, "serpapi", "serper", "retrieve", "qdrant")
+TEXT_SEARCH = (*HERE, "serpapi", "serper", "brave", "tavily", "searxng", *WHOLE)
 READERS = ("none", "jina", "local")
 SUMMARIZERS = ("none", "openai")
 # Providers with one public address, or none at all; the others run where their users say.
-OWN_ADDRESS = ("none", "local", "serpapi", "serper", "brave", "tavily", "jina")
+OWN_ADDRESS = ("none", *HERE, "serpapi", "serper", "brave", "tavily", "jina")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
@@ -45,7 +47,8 @@ class PartConfig:
         one_of(f"{group}.provider", self.provider, *providers)
         positive(group, self, "rate_per_s", "concurrent", "attempts", "timeout_s", "deadline_s")
         alone = self.provider in OWN_ADDRESS or self.url is not None
-        check(alone, f"{group}.url", self.url, f"say where {self.provider} runs, e.g. http://localhost:8000")
+        remedy = f"say where the service for provider={self.provider} runs, e.g. http://localhost:8000"
+        check(alone, f"{group}.url", self.url, remedy)
         web = self.url is None or self.url.startswith(("http://", "https://"))
         # What was given may hold a password: it is not repeated, here or in what follows.
         remedy = "holds a user or password; give the address alone, and the key's variable in key_env"
@@ -87,6 +90,11 @@ class ToolsConfig:
     `summary_sentences` of a page's first `page_characters`. `image_url` is where the pictures of the data can be
     fetched by providers that take no upload, with {digest} for the name. `thumbnail_hosts` may be asked for
     thumbnails (a leading dot admits subdomains); results from hosts of `blocklist` are dropped.
+
+    `text_index` and `image_index` are folders of `python -m mmsr1.tools.index` for the provider `local`; null is the
+    built-in emblem world. `bundle` is the folder that `replay` answers from: a search that is not in it ends the run
+    (`on_miss` fail) or finds nothing (empty); `replay_latency` gives answers the time they took when recorded.
+    `similar`: text searches of a group whose words are that much alike (0 to 1) share a call; null: none do.
     """
 
     image_results: int = MISSING
@@ -104,6 +112,12 @@ class ToolsConfig:
     image_url: str | None = None
     thumbnail_hosts: list[str] = field(default_factory=list)
     blocklist: list[str] = field(default_factory=list)
+    text_index: str | None = None
+    image_index: str | None = None
+    bundle: str | None = None
+    on_miss: str = "fail"
+    replay_latency: bool = False
+    similar: float | None = None
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
@@ -116,13 +130,24 @@ class ToolsConfig:
         self.reader.check_as("reader", READERS)
         self.summarizer.check_as("summarizer", SUMMARIZERS)
         read = self.summarizer.provider == "none" or self.reader.provider != "none"
-        check(read, "tools.summarizer.provider", self.summarizer.provider, "needs pages: set tools.reader.provider too")
+        remedy = "needs pages: set tools.reader.provider too, or tools.summarizer.provider=none"
+        check(read, "tools.summarizer.provider", self.summarizer.provider, remedy)
         self._check_web()
+        self._check_here()
 
     @property
     def asks_the_web(self) -> bool:
-        """Whether anything beyond this machine's own indexes is asked."""
-        return {self.image_search.provider, self.text_search.provider} != {"local"}
+        """Whether anything beyond this machine's own indexes and bundles is asked."""
+        return not {self.image_search.provider, self.text_search.provider} <= {*HERE}
+
+    def _check_here(self) -> None:
+        """What lies on this disk."""
+        one_of("tools.on_miss", self.on_miss, "fail", "empty")
+        replays = "replay" in (self.image_search.provider, self.text_search.provider)
+        remedy = "give the folder of a bundle; python -m mmsr1.tools.bundle export makes one of a run"
+        check(not replays or self.bundle is not None, "tools.bundle", self.bundle, remedy)
+        alike = self.similar is None or 0 < self.similar <= 1
+        check(alike, "tools.similar", self.similar, "must be above 0, at most 1, or null for no sharing")
 
     def _check_web(self) -> None:
         """What a pipeline over services needs."""
@@ -132,7 +157,7 @@ class ToolsConfig:
         shown = self.image_url is None and not by_address or "{digest}" in (self.image_url or "")
         remedy = "must say where the pictures of the data can be fetched, with {digest} for the name"
         check(shown, "tools.image_url", self.image_url, remedy)
-        fetched = self.image_search.provider not in ("local", "retrieve") and self.thumbnails > 0
+        fetched = self.image_search.provider not in (*HERE, *WHOLE) and self.thumbnails > 0
         remedy = "name the hosts that may be asked for thumbnails, or give tools.thumbnails=0"
         check(not fetched or bool(self.thumbnail_hosts), "tools.thumbnail_hosts", self.thumbnail_hosts, remedy)
 

@@ -108,9 +108,10 @@ class RunProgress:
         spent = [f"{name} {figures[f'seconds_{name}']:.1f}" for name in _SECONDS if f"seconds_{name}" in figures]
         self.say(f"{split:>5} {step:>4}  {'  '.join(parts)}  [{' '.join(spent)} s]")
 
-    def closing(self, first: Mapping[str, Any], last: Mapping[str, Any], where: str) -> None:
-        """First -> last validation figures with 95 % intervals, and the path of the run."""
-        table = Table("validation", "first", "last", title=None)
+    def closing(self, first: Mapping[str, Any], last: Mapping[str, Any], where: str, step: int | None = None) -> None:
+        """First -> last validation figures with 95 % intervals, and the path of the run. `step` is that of the last
+        validation, where it is not the run's last."""
+        table = Table("validation", "first", "last" if step is None else f"of step {step}", title=None)
         for key, label in _CLOSING:
             if key in last:
                 table.add_row(label, _with_interval(first, key), _with_interval(last, key))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmsr1.tools.faults import rehearsal_of
+
 HEADINGS = ("", "calls", "hits", "failed", "tries", "faults", "paid USD", "uncached USD", "p50 s", "p99 s")
 TOOLS = ("image_search", "text_search")  # what episodes ask; the other rows are the parts behind them
 _COUNTS = ("calls", "hits", "failures", "attempts", "faults")
@@ -20,6 +22,10 @@ def search_rows(tools: Rows) -> list[tuple[str, ...]]:
     called = [tools[name] for name in TOOLS if tools.get(name, {}).get("calls")]
     if len(called) > 1:
         sums = {key: sum(figures.get(key) or 0 for figures in called) for key in (*_COUNTS, *_DOLLARS)}
+        # Tools that are made of parts ask nobody themselves.
+        again = set(map(rehearsal_of, TOOLS))  # what they tried stands in the tools' own rows too
+        asking = [figures for name, figures in tools.items() if name not in again]
+        sums |= {key: sum(figures.get(key) or 0 for figures in asking) for key in ("attempts", "faults")}
         rows.append(_row("total", sums))
     return rows
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from mmsr1.models.ranks import Ranks
 from mmsr1.run_directory import RunDirectory
 from mmsr1.tools.meter import merge
-from mmsr1.types import REACHED_TOOL, Episode, Group
+from mmsr1.types import REACHED_TOOL, Episode, Group, ToolName, ToolStatus
 
 Figures = Callable[[Sequence[Group]], dict[str, Any]]
 # Figures of each tool and of each part of it (see `tools.meter`), since they were made.
 ToolRows = Mapping[str, Mapping[str, float]]
 COUNTED = ("calls", "hits", "backend_calls")
 MANY_LOST = 0.1  # of the episodes of a validation: what it says of the policy is not to be relied on
-MOST_LOST = 0.5  # of the episodes of a step: something is wrong with the tools, and people should know
+FAILED: ToolStatus = "infrastructure_error"
+MOST_LOST, FEW = 0.5, 3  # of a tool's calls in a step, if there are more than a few: people should know
 TOOLS = ("image_search", "text_search")  # the rows that episodes ask; the others are what these are made of
 
 
@@ -53,7 +54,7 @@ class RunRecord:
         self._calls_before: Mapping[str, float] = {}
         self._tools_before: ToolRows = {}
         self._ranks, self._loggers = Ranks(), []
-        self._told_refused = self._told_lost = False
+        self._told_refused, self._told_failing = False, set[str]()
 
     def open(self, run: RunDirectory, ranks: Ranks, loggers: Sequence[Any]) -> None:
         """The processes have met: where to write, and who."""
@@ -126,19 +127,23 @@ class RunRecord:
 
     def heed(self, split: str, step: int, groups: Sequence[Group], refused: Sequence[str]) -> None:
         """Tell people what a run survives, but should not survive unseen: searches that a budget refused (each
-        refusal in words), and tools that fail most episodes. Said once, the latter again after a better step."""
+        refusal in words), and a tool that fails most of its calls. Said once, the latter again after a better step."""
         where = f"{split} rollouts of step {step}"
         episodes = [episode for group in groups for episode in group.episodes_G]
         if refused and not self._told_refused:
             self._told_refused = True
             share = f"{len(refused)} of {len(episodes)} episodes"
             self.progress.say(f"{where}: the budget refuses searches, first in {share}: {refused[0]}")
-        lost = [why for episode in episodes if (why := tool_failure(episode)) is not None]
-        much = len(lost) > MOST_LOST * len(episodes)
-        if much and not self._told_lost:
-            ((why, _),) = Counter(lost).most_common(1)
-            self.progress.say(f"{where}: failed searches took {len(lost)} of {len(episodes)} episodes: {why}")
-        self._told_lost = much
+        for tool in get_args(ToolName):
+            results = [one.result for episode in episodes for one in episode.calls if one.call.tool == tool]
+            failed = [result.detail or "no reason given" for result in results if result.status == FAILED]
+            if len(failed) > MOST_LOST * len(results) and len(results) > FEW:
+                if tool not in self._told_failing:
+                    ((why, _),) = Counter(failed).most_common(1)
+                    self.progress.say(f"{where}: {tool} failed in {len(failed)} of {len(results)} calls: {why}")
+                self._told_failing.add(tool)
+            elif results:
+                self._told_failing.discard(tool)
 
     def _write(self, split: str, step: int, figures: Mapping[str, Any], groups: Sequence[Group]) -> None:
         if self._ranks.rank != 0:
@@ -153,7 +158,7 @@ class RunRecord:
 
 def tool_failure(episode: Episode) -> str | None:
     """Why a search of the episode failed, for want of infrastructure; None if none did."""
-    failed = (call.result for call in episode.calls if call.result.status == "infrastructure_error")
+    failed = (call.result for call in episode.calls if call.result.status == FAILED)
     return next((result.detail or "no reason given" for result in failed), None)
 
 

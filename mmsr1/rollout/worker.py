@@ -17,6 +17,8 @@ from mmsr1.rollout.engines.base import Engine, Sampling
 from mmsr1.rollout.engines.lockstep import Handle, Lockstep
 from mmsr1.rollout.episode import Limits, Tools, run_episode
 from mmsr1.rollout.renderer import Renderer
+from mmsr1.tools.similar import GROUP
+from mmsr1.tools.similar import Group as SharedCalls
 from mmsr1.types import Episode, Example
 
 T = TypeVar("T")
@@ -190,8 +192,12 @@ class RolloutWorker:
             on_episode(episode)
             return episode
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(prompt.first + i, handle)) for i, handle in enumerate(handles)]
+        GROUP.set(SharedCalls())  # of this task, and so of those that it starts
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(prompt.first + i, handle)) for i, handle in enumerate(handles)]
+        except ExceptionGroup as errors:  # the others were cancelled for it
+            raise errors.exceptions[0] from None
         return tuple(task.result() for task in tasks)
 
 

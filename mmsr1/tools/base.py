@@ -48,12 +48,23 @@ class CallFailed(Exception):
         self.detail, self.retry_after_s, self.cost_usd = detail, retry_after_s, cost_usd
 
 
+class EndOfRun(Exception):
+    """Raised by a tool where every further step would be worth nothing; the text says why, in one line for people.
+
+    The one exception that layers let through and episodes do not survive.
+    """
+
+
 @dataclass(frozen=True)
 class Answer(Generic[V]):
-    """What a back end said, and what that cost; `value` None: it looked and found nothing."""
+    """What a back end said, and what that cost; `value` None: it looked and found nothing.
+
+    `paid_usd` is what this answer did cost, None if that is `cost_usd`: one that has a cache of its own may pay less.
+    """
 
     value: V | None
     cost_usd: float = 0.0
+    paid_usd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ class Tool(Protocol[QueryT]):
     """An asynchronous search. `Tool[str]` takes text only, `Tool[Picture]` a picture only.
 
     Whatever goes wrong comes back as a `ToolResult` whose status says so; nothing is raised except
-    `asyncio.CancelledError`, which passes through so that an episode can be cut.
+    `asyncio.CancelledError`, which passes through so that an episode can be cut, and `EndOfRun`.
     """
 
     @property

@@ -53,7 +53,7 @@ class Breaker:
     spent account or refusals open it.
 
     `patience_s` bounds how long a call may wait for an open breaker, in addition to its deadline.
-    For one event loop, as the guards are that share it.
+    For one event loop, as the guards are that share it. `name` is that of the back end in the log.
     """
 
     def __init__(
@@ -64,11 +64,12 @@ class Breaker:
         lasting_s: float = 5.0,
         patience_s: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
+        name: str = "back end",
     ) -> None:
         if failures < 1 or min(cool_down_s, lasting_s, patience_s) < 0 or longest_s < cool_down_s:
             times = f"cool_down_s={cool_down_s}, longest_s={longest_s}, lasting_s={lasting_s}, patience_s={patience_s}"
             raise ValueError(f"failures={failures}, {times}: need failures >= 1, times >= 0, longest_s >= cool_down_s")
-        self.patience_s = patience_s
+        self.patience_s, self._name = patience_s, name
         self._least, self._cool_down_s, self._longest_s, self._lasting_s = failures, cool_down_s, longest_s, lasting_s
         self._clock = clock
         self._recent: deque[tuple[float, bool]] = deque(maxlen=RECENT)
@@ -108,7 +109,7 @@ class Breaker:
         """The back end has answered."""
         self._refused = False
         if self._open is not None:
-            logger.warning("back end answers again after %.0f s", self.open_s)
+            logger.warning("%s answers again after %.0f s", self._name, self.open_s)
             self._open, self._failing_since = None, None
             self._recent.clear()
         self._judge(failed=False)
@@ -133,9 +134,10 @@ class Breaker:
                 failed = sum(failed for _, failed in self._recent)
                 detail = f"{failed} of {len(self._recent)} attempts failed, the last: {error.detail}"
                 self._hold(error.cause, detail, self._cool_down_s)
+        elif self._open.probing and self._open.final:  # of the account or key it tells nothing
+            self._hold(self._open.cause, self._open.detail, self._longest_s)
         elif self._open.probing:  # others were under way when it opened, and tell nothing new
-            held_s = self._cool_down_s if self._open.final else 2 * self._open.hold_s
-            self._hold(error.cause, f"another failure: {error.detail}", min(self._longest_s, held_s))
+            self._hold(error.cause, f"another failure: {error.detail}", min(self._longest_s, 2 * self._open.hold_s))
 
     def _judge(self, failed: bool) -> float:
         """Count an attempt; for how many seconds most of the recent ones have failed now, -1 if they have not."""
@@ -152,7 +154,8 @@ class Breaker:
         return now - self._failing_since
 
     def _hold(self, cause: str, detail: str, seconds: float) -> None:
-        logger.warning("back end left alone for %.0f s: %s: %s", seconds, cause, detail)
+        if self._open is None or self._open.probing:  # else of those that were under way then, and it has been said
+            logger.warning("%s left alone for %.0f s: %s: %s", self._name, seconds, cause, detail)
         now = self._clock()
         since = now if self._open is None else self._open.since
         self._open = _Open(cause, detail, since, seconds, now + seconds)

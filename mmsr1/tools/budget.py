@@ -90,6 +90,7 @@ class Budget:
             if limits.of(kind) != (None, None)
         }
         self._mutex = threading.Lock()  # between threads; the file lock is between processes
+        self._refused = False  # whether a call found too little left
         self._wanted = 0  # nano-dollars of the dearest call that found too little left
         for folder in self._folders.values():
             folder.mkdir(parents=True, exist_ok=True)
@@ -153,11 +154,14 @@ class Budget:
                 spent = _read(file)
                 calls, nano = self._limits.of(kind)
                 said = f"{spent.calls} calls and {spent.nano / NANO:.4f} USD are spent"
-                if calls is not None and spent.calls >= calls:
+                if calls is not None and spent.calls >= calls and (calls or self._refused):
                     return f"tools.budget.calls_per_{kind}={calls} is reached: {said}; raise it to go on"
                 if nano is None:
                     continue
                 wanted = max(self._wanted, _nano(price_usd) if nano else 0)
+                if nano > spent.nano and spent.nano + wanted > nano:
+                    need = f"too little for a call of {wanted / NANO:g} USD"
+                    return f"tools.budget.usd_per_{kind}={nano / NANO:g} leaves {need}: {said}; raise it to go on"
                 if spent.nano >= nano > 0 or spent.nano + wanted > nano:
                     return f"tools.budget.usd_per_{kind}={nano / NANO:g} is reached: {said}; raise it to go on"
         except ValueError as error:
@@ -169,7 +173,7 @@ class Budget:
         with self._held(files.values()):
             before = {kind: _read(file) for kind, file in files.items()}
             if not all(self._fits(kind, spent, nano) for kind, spent in before.items()):
-                self._wanted = max(self._wanted, nano)
+                self._refused, self._wanted = True, max(self._wanted, nano)
                 return None
             for kind, file in files.items():
                 _write(file, _Spent(before[kind].calls + 1, before[kind].nano + nano))

@@ -3,7 +3,7 @@
     python -m mmsr1.tools.check tools=web tools.summarizer.url=http://localhost:8000
 
 Overrides are those of train.py. Exit status 1 if a part cannot be used as it is, 2 for a mistake in the configuration.
-Each part that is paid for is paid once.
+A part is asked once, a reader up to three times: one page or another refuses to be read.
 """
 
 from __future__ import annotations
@@ -67,11 +67,14 @@ class Finding:
     wrong: str = ""
 
 
-async def tried(tools: ToolsConfig) -> list[Finding]:
-    """A finding for each part, in the order in which a search uses them. Raises ConfigError."""
+async def tried(tools: ToolsConfig, image_searches: int = 1) -> list[Finding]:
+    """A finding for each part, in the order in which a search uses them; none for an image search that no episode may
+    make. Raises ConfigError."""
     found: list[Finding] = []
     pictures, pages = [], [PAGE.url]
     for name, provider in part_providers(tools):
+        if name == "image_search" and not image_searches:
+            continue
         try:
             if name == "image_search":
                 finding, hits = await _try(name, provider, _picture())
@@ -101,7 +104,8 @@ async def _try(name: str, provider: Provider[Any, Any], query: Any) -> tuple[Fin
         answer = await RawBackend(provider).ask(query)
         value = None if answer.value is None else provider.parse(answer.value, query)
     except CallFailed as error:
-        return Finding(name, provider.name, time.perf_counter() - start, 0.0, error.cause, _wrong(error)), None
+        seconds = time.perf_counter() - start
+        return Finding(name, provider.name, seconds, error.cost_usd, error.cause, _wrong(error, provider)), None
     seconds = time.perf_counter() - start
     return Finding(name, provider.name, seconds, answer.cost_usd, _summary_of(value)), value
 
@@ -124,14 +128,16 @@ async def _thumbnail(tools: ToolsConfig, url: str) -> Finding:
         answer = await ThumbnailBackend(fetch, tools.thumbnail_edge).ask(url)
         said, wrong = _summary_of(answer.value), ""
     except CallFailed as error:
-        said, wrong = error.cause, f"{_wrong(error)} (tools.thumbnail_hosts)"
+        said, wrong = error.cause, f"{_wrong(error)} (only tools.thumbnail_hosts are asked, at the ports of the web)"
     finally:
         await fetch.aclose()
     return Finding("thumbnails", "search engine's hosts", time.perf_counter() - start, 0.0, said, wrong)
 
 
-def _wrong(error: CallFailed) -> str:
-    return f"{REMEDIES[error.cause]}: {error.detail}"
+def _wrong(error: CallFailed, provider: Provider[Any, Any] | None = None) -> str:
+    secret = None if provider is None else provider.secret
+    key = f" (the key is in {secret.env})" if error.cause == "refused" and secret is not None else ""
+    return f"{REMEDIES[error.cause]}: {error.detail}{key}"
 
 
 def _summary_of(value: Any) -> str:
@@ -165,13 +171,14 @@ def table(found: list[Finding]) -> Table:
     return shown
 
 
-def composed(overrides: list[str]) -> ToolsConfig:
-    """The tools of train.py's configuration; the rest need not make sense yet."""
+def composed(overrides: list[str]) -> tuple[ToolsConfig, int]:
+    """The tools of train.py's configuration, and the image searches an episode may make; the rest need not make sense
+    yet."""
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         raw: Any = hydra.compose("config", overrides)
     found: Any = OmegaConf.to_object(raw.tools)
-    return found
+    return found, int(raw.rollout.image_searches)
 
 
 def main(arguments: list[str], console: Callable[[], Console] = Console) -> int:
@@ -179,7 +186,7 @@ def main(arguments: list[str], console: Callable[[], Console] = Console) -> int:
     parser = argparse.ArgumentParser(prog="python -m mmsr1.tools.check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("overrides", nargs="*", help="as train.py takes them, e.g. tools=web")
     try:
-        found = asyncio.run(tried(composed(parser.parse_args(arguments).overrides)))
+        found = asyncio.run(tried(*composed(parser.parse_args(arguments).overrides)))
     except USER_ERRORS as error:
         refuse(explain(error))
     if not found:

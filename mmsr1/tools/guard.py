@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_before_delay
 
-from mmsr1.tools.base import AGAIN, Answer, Backend, CallFailed, Outcome
+from mmsr1.tools.base import AGAIN, Answer, Backend, CallFailed, EndOfRun, Outcome
 from mmsr1.tools.breaker import Breaker, Refusal
 from mmsr1.tools.http import Unanswered
 from mmsr1.tools.meter import Meter, PartCounters
@@ -140,13 +140,16 @@ class Guarded(Generic[Q, V]):
             if isinstance(error, CallFailed) and error.cause == "invalid":
                 status = "malformed_call"
             return Outcome(status, paid_usd=call.wasted_usd, cached=call.attempts == 0, detail=str(error))
+        except EndOfRun:
+            raise
         except Exception as error:
             detail, untouched = describe_bug(error), call.attempts == 0
             logger.warning("%s: %s", self.name, detail)
             paid_usd = 0.0 if untouched else call.wasted_usd + self.price_usd
             return Outcome(status, paid_usd=paid_usd, cached=untouched, detail=detail)
         status = "empty" if answer.value is None else "ok"
-        return Outcome(status, answer.value, answer.cost_usd, answer.cost_usd + call.wasted_usd)
+        paid_usd = answer.cost_usd if answer.paid_usd is None else answer.paid_usd
+        return Outcome(status, answer.value, answer.cost_usd, paid_usd + call.wasted_usd)
 
     async def _in_turn(self, query: Q, call: _Call) -> Answer[V]:
         """Wait in line unless waiting is of no use, then make attempts; the deadline runs from there."""
@@ -229,7 +232,7 @@ class Guarded(Generic[Q, V]):
         except CallFailed as error:
             self._counters.failures[error.cause] += 1
             unknown = isinstance(error, Unanswered) or error.cause == "broken"
-            call.wasted_usd += self.price_usd if unknown else error.cost_usd
+            call.wasted_usd += max(self.price_usd, error.cost_usd) if unknown else error.cost_usd
             raise _Failed(error) from None
 
     def _pause(self, state: RetryCallState) -> float:

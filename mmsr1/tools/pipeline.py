@@ -47,15 +47,16 @@ class Bill:
         """The result of that status, with all costs so far."""
         # Parts end in any order; the exact sum does not depend on it.
         cost, paid = math.fsum(self._cost_usd), math.fsum(self._paid_usd)
-        return ToolResult(status, tuple(items), cost, 0.0, self._cached, detail[:200], paid, complete=not self.lost)
+        whole = not (self.lost or self.over_budget)
+        return ToolResult(status, tuple(items), cost, 0.0, self._cached, detail[:200], paid, complete=whole)
 
     def result(self, items: Sequence[ToolItem]) -> ToolResult:
-        """What was found. Money that ran out on the way comes first; nothing at all because of infrastructure is no
-        answer."""
+        """What was found, be it not all that there is. Nothing at all for want of money, or because of infrastructure,
+        is no answer."""
+        if items:
+            return self.total("ok", items, self.over_budget or self.lost)
         if self.over_budget:
             return self.total("over_budget", detail=self.over_budget)
-        if items:
-            return self.total("ok", items, self.lost)
         return self.total("infrastructure_error" if self.lost else "empty", detail=self.lost)
 
 

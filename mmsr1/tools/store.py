@@ -15,6 +15,7 @@ import os
 import re
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -23,12 +24,13 @@ from diskcache.core import MODE_BINARY, MODE_RAW, MODE_TEXT
 
 logger = logging.getLogger(__name__)
 
-_KEY = re.compile(r"(?:blob:)?[0-9a-f]{64}")
+_KEY = re.compile(r"(?:blob:|seen:)?[0-9a-f]{64}")
 _FILE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
 # Nothing is evicted: a result was paid for, and a repeated experiment must find it again.
 _NO_LIMIT = 2**60
 _SHARDS = 8
 _SELECT = "SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1"
+_KEYS = "SELECT key FROM Cache WHERE raw = 1 AND key > ? AND key < ? ORDER BY key LIMIT 1000"
 _FILES = 1  # hex digits of the key that name its lock file: 16 files, empty, never removed
 _BYTE = 15  # hex digits that follow and name the byte in it: no two keys share one
 
@@ -46,7 +48,7 @@ class PlainDisk(Disk):
 
     def put(self, key: object) -> tuple[str, bool]:
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise CorruptEntry(f"a key is a sha256 in hex, perhaps after 'blob:', not {key!r}")
+            raise CorruptEntry(f"a key is a sha256 in hex, perhaps after 'blob:' or 'seen:', not {key!r}")
         return key, True
 
     def get(self, key: object, raw: bool) -> str:
@@ -149,6 +151,24 @@ class Store:
                 shard._con.rollback()
             shard._disk.discard()
             raise
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """All keys that begin with `prefix` ("blob:", "seen:"), in no order; one that is put meanwhile may be missing.
+
+        Raises CorruptEntry for a key that `put` would not take, or a database that cannot be read.
+        """
+        for shard in cast(Any, self._cache)._shards:
+            last = prefix
+            while True:  # by pieces, so that no writer waits for a reader that takes its time
+                try:
+                    rows = shard._sql(_KEYS, (last, f"{prefix}~")).fetchall()
+                except sqlite3.Error as error:
+                    raise CorruptEntry(f"the cache in {self.directory} cannot be read: {error}") from error
+                if not rows:
+                    break
+                for (key,) in rows:
+                    yield shard._disk.put(key)[0]
+                last = rows[-1][0]
 
     def _read(self, key: str) -> str | bytes | None:
         """What `FanoutCache.get` does for an entry that never expires, in two thirds of its time."""

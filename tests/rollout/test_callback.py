@@ -630,10 +630,10 @@ def test_the_engine_sleeps_while_the_trainer_works(tiny, tmp_path):
     assert Rehearsal(tiny, tmp_path / "asleep", sleep=True).fit().engine.naps == 3
 
 
-def test_tools_that_fail_most_episodes_are_told_once_with_their_reason(tiny, tmp_path):
+def test_a_tool_that_fails_most_calls_is_told_once_with_their_reason(tiny, tmp_path):
     broken = ToolResult("infrastructure_error", detail="serpapi: key refused (401)")
     done = Rehearsal(tiny, tmp_path, answer=SEARCH, result=broken).fit()
-    said = "val rollouts of step 0: failed searches took 4 of 4 episodes: serpapi: key refused (401)"
+    said = "val rollouts of step 0: image_search failed in 4 of 4 calls: serpapi: key refused (401)"
     assert done.progress.said == [said]
     assert {row["failed_share"] for row in (*done.rows("train").values(), *done.rows("val").values())} == {1.0}
     assert done.record.best is None  # a validation in which everything failed is nobody's best

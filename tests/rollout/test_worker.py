@@ -188,9 +188,8 @@ def test_a_bug_in_a_tool_surfaces_at_once_and_the_worker_lives_on(tiny: Any, det
     with working(
         ScriptedEngine(search_then_answer, tiny), image_tool(wait), tiny, deterministic=deterministic
     ) as worker:
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(KeyError, match="a bug"):
             roll(worker, size=1)
-        assert caught.group_contains(KeyError, match="a bug")
         repaired = True
         assert all(group[0].stop == "answered" for group in roll(worker, size=1))
 

@@ -134,7 +134,11 @@ def test_what_does_not_pass_by_itself_opens_soon_and_for_longer(breaker, clock, 
     assert breaker.admit() is None
     fail(breaker)
     refusal = breaker.refusal()
-    assert refusal is not None and not refusal.final and refusal.wait_s == 10.0
+    assert refusal is not None and refusal.final and refusal.wait_s == 30.0, "the account is still spent"
+    clock.now += 31
+    assert breaker.admit() is None
+    breaker.succeeded()
+    assert breaker.final is None and breaker.refusal() is None
 
 
 def test_one_refusal_among_answers_may_be_about_what_was_asked(breaker, clock):

@@ -89,11 +89,10 @@ def test_what_is_left_is_told_in_one_line(of):
     assert budget.left == "tools.budget.calls_per_run=2 is reached: 2 calls and 0.0400 USD are spent; raise it to go on"
     budget = of(usd_per_day=0.05)
     assert budget.left is None  # 0.01 is left, and nobody has asked for more
-    assert budget.reached(0.01) is None and "usd_per_day=0.05 is reached" in str(budget.reached(0.02))
+    assert budget.reached(0.01) is None and "leaves too little for a call of 0.02 USD" in str(budget.reached(0.02))
     assert budget.reserve(0.02) is None
-    assert (
-        budget.left == "tools.budget.usd_per_day=0.05 is reached: 2 calls and 0.0400 USD are spent; raise it to go on"
-    )
+    little = "tools.budget.usd_per_day=0.05 leaves too little for a call of 0.02 USD"
+    assert budget.left == f"{little}: 2 calls and 0.0400 USD are spent; raise it to go on"
 
 
 def test_a_refusal_because_of_calls_under_way_is_not_for_good(of):

@@ -82,9 +82,10 @@ def test_what_the_search_says_is_what_the_tool_says(found: Outcome[Any]) -> None
     assert result.paid_usd == found.paid_usd and thumbnails.asked == []
 
 
-def test_money_that_runs_out_is_told() -> None:
+def test_titles_are_shown_also_where_money_runs_out_before_the_thumbnails() -> None:
     result, _ = ask(ok(hits(3), 0.01), lambda url: over())
-    assert result.status == "over_budget" and result.paid_usd == 0.01
+    assert result.status == "ok" and result.paid_usd == 0.01 and not result.complete
+    assert len(result.items) == 3 and not any(item.thumbnail for item in result.items)
 
 
 def test_a_bug_is_a_status() -> None:

@@ -121,10 +121,12 @@ def test_what_the_search_says_is_what_the_tool_says(found: Outcome[Any]) -> None
 
 
 @pytest.mark.parametrize("part", ["pages", "summaries"])
-def test_money_that_runs_out_on_the_way_is_told_and_nothing_more_is_asked(part: str) -> None:
+def test_money_that_runs_out_on_the_way_leaves_what_was_found_and_nothing_more_is_asked(part: str) -> None:
     web = Web(**{part: {1: over()}}, pages_tried=10)
     result = web.ask()
-    assert result.status == "over_budget" and result.items == () and "usd_per_run" in result.detail
+    assert result.status == "ok" and len(result.items) == 2 and "usd_per_run" in result.detail and not result.complete
+    nothing = Web(**{part: dict.fromkeys(range(10), over())}, pages_tried=10).ask()
+    assert nothing.status == "over_budget" and nothing.items == () and "usd_per_run" in nothing.detail
     assert set(web.read) == {0, 1, 2}, "those under way end, no other begins"
     assert result.paid_usd >= 0.01 + 0.002
 
