@@ -27,11 +27,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
+from mmsr1.batch import Batch  # noqa: E402
 from mmsr1.models.grpo import LossSpec, policy_loss, size_of  # noqa: E402
 from mmsr1.models.lora import add_adapters  # noqa: E402
 from mmsr1.models.module import OptimSpec, PolicyModule, Sharding  # noqa: E402
 from mmsr1.models.policy import Policy  # noqa: E402
-from mmsr1.types import Batch  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = ("mmsr1.types", "mmsr1.rollout.protocol", "mmsr1.torchvision_shim")
+BASE = ("mmsr1.types", "mmsr1.batch", "mmsr1.rollout.protocol", "mmsr1.torchvision_shim")
 STAGES = (*BASE, "mmsr1.tools", "mmsr1.rewards", "mmsr1.models", "mmsr1.run_directory", "mmsr1.rollout", "mmsr1.data")
 # What a module, or all modules below a package, may import from this project; the longest name counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mmsr1": (),
     "mmsr1.types": (),
+    "mmsr1.batch": (),
     "mmsr1.rollout.protocol": (),
     "mmsr1.torchvision_shim": (),
     "mmsr1.environment": ("mmsr1.torchvision_shim",),

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmsr1.batch import Batch
 from mmsr1.models.packing import REGIONS, FlatSequence, PatchSource
 from mmsr1.models.ranks import Ranks
-from mmsr1.types import Batch, Episode, Group
+from mmsr1.types import Episode, Group
 
 
 class ContractError(AssertionError):

@@ -10,7 +10,7 @@ that of the whole mini-batch, so the micro-batch losses, gradients and metrics s
 mini-batch, however it was split. With data parallelism the size is the global one, and since FSDP averages gradients
 over ranks the caller multiplies the loss by the number of ranks.
 
-`_T` is the axis of packed tokens; every value is aligned with the token it speaks of (see `mmsr1.types.Batch`).
+`_T` is the axis of packed tokens; every value is aligned with the token it speaks of (see `mmsr1.batch.Batch`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmsr1.types import LossOutput
+from mmsr1.batch import LossOutput
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmsr1.batch import Batch, LossOutput
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.contract import GapMeter, check_gap, check_sequence, check_staleness
 from mmsr1.models.correction import CorrectionMeter, CorrectionSpec, correct
@@ -19,7 +20,7 @@ from mmsr1.models.packing import FlatSequence, PatchSource, blank_sequence, flat
 from mmsr1.models.plan_step import MiniBatchPlan, plan_step
 from mmsr1.models.policy import Policy
 from mmsr1.models.ranks import padded
-from mmsr1.types import Batch, Episode, LossOutput, StepPrompts
+from mmsr1.types import Episode, StepPrompts
 
 ON_POLICY = CorrectionSpec()
 

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmsr1.types import Batch, Picture, Segment
+from mmsr1.batch import Batch
+from mmsr1.types import Picture, Segment
 
 Patches = tuple[Float[Tensor, "P D"], tuple[int, int, int]]
 PatchSource = Callable[[Picture], Patches]

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmsr1.batch import Batch
 from mmsr1.models import attention
 from mmsr1.models.logprob_head import token_logprobs
 from mmsr1.torchvision_shim import ensure_torchvision
-from mmsr1.types import Batch
 
 ensure_torchvision()
 

@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from mmsr1.batch import Batch
 from mmsr1.models.packing import by_token_budget, flatten, pack
 from mmsr1.models.policy import Policy
-from mmsr1.types import Batch, Picture, Segment
+from mmsr1.types import Picture, Segment
 from tests.models.conversations import SIZES, expand, image_token, patches, picture, sampled, shown, spoken, tiny_model
 
 Gradients = dict[str, torch.Tensor]

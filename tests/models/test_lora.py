@@ -15,12 +15,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
+from mmsr1.batch import Batch
 from mmsr1.models.lora import add_adapters, whole_weights, without_adapters
 from mmsr1.models.module import OptimSpec, PolicyModule, Sharding
 from mmsr1.models.packing import flatten, pack
 from mmsr1.models.policy import Policy
 from mmsr1.models.sft_module import Demonstrations, SFTModule
-from mmsr1.types import Batch
 from tests.models.conversations import conversation, image_token, patches, tiny_model
 from tests.models.fitting import fit
 from tests.rollout.engines.talks import conversations, save_tiny, start_engine

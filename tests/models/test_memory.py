@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks._episodes import Sizes, groups
 from benchmarks._simulation import Peak, Simulated, peak_bytes
 from benchmarks.full_step import PATCHES, library_config
+from mmsr1.batch import Batch
 from mmsr1.models.adamw import LowMemoryAdamW
 from mmsr1.models.grpo import LossSpec
 from mmsr1.models.lora import add_adapters
@@ -24,7 +25,6 @@ from mmsr1.models.packing import flatten, pack
 from mmsr1.models.plan import SHAPES
 from mmsr1.models.policy_shape import PolicyShape
 from mmsr1.models.step_memory import OPTIMIZER_COPIES, Engine, TrainingPlan
-from mmsr1.types import Batch
 from tests.models.conversations import tiny_model
 
 IMAGE_TOKEN = 8191

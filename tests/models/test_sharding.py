@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from mmsr1.batch import Batch
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.grpo import LossSpec
 from mmsr1.models.grpo_module import Encoding, GRPOModule
@@ -21,7 +22,7 @@ from mmsr1.models.module import FLOAT32, OptimSpec, Sharding
 from mmsr1.models.packing import flatten, pack
 from mmsr1.models.plan_step import MiniBatchPlan, plan_step
 from mmsr1.models.policy import Policy
-from mmsr1.types import Batch, Group, StepPrompts
+from mmsr1.types import Group, StepPrompts
 from tests.models.conversations import (
     as_sampled_by,
     conversation,

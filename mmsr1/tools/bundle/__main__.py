@@ -24,7 +24,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mmsr1.cli import refuse
-from mmsr1.data.fvqa import read_fvqa
 from mmsr1.tools.bundle.export import Exported, export, merge, totals
 from mmsr1.tools.bundle.format import FILES, MANIFEST, Manifest, read_manifest, verify
 from mmsr1.tools.bundle.fvqa import import_fvqa
@@ -121,6 +120,8 @@ def _contents(manifest: Manifest) -> Table:
 
 
 def _import_fvqa(given: Any) -> None:
+    from mmsr1.data.fvqa import read_fvqa  # pyarrow, which the other commands need not wait for
+
     pictures = {
         row.id: row.images[0].digest
         for file in given.data
@@ -153,7 +154,8 @@ def _bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.completed:,.0f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.advance(task, done)
 

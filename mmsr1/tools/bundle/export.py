@@ -37,7 +37,7 @@ class Exported:
     replaced: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class _Found:
     """Where the row of a call lies, and what decides between several of them."""
 

@@ -73,8 +73,9 @@ def _latin1(text: Any, encoding: Any) -> bytes:
 _MAY_NAME: dict[tuple[str, str], Any] = {
     **dict.fromkeys(_PICTURES, Pickled),
     **dict.fromkeys(_IGNORED, _Ignored),
-    ("copyreg", "_reconstructor"): _rebuilt,
-    ("builtins", "object"): object,
+    # Protocols before 3 use the names of Python 2.
+    **dict.fromkeys((("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")), _rebuilt),
+    **dict.fromkeys((("builtins", "object"), ("__builtin__", "object")), object),
     ("_codecs", "encode"): _latin1,
 }
 
