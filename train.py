@@ -70,7 +70,7 @@ def _lead(config: Config, run: RunDirectory, start: Start) -> None:
     from filelock import FileLock, Timeout
     from omegaconf import OmegaConf
 
-    from mmsr1.assembly import check_tools
+    from mmsr1.assembly import check_tools, frozen_web
     from mmsr1.processes import lost_another
     from mmsr1.run_directory import git_commit, versions, write_whole
 
@@ -90,7 +90,7 @@ def _lead(config: Config, run: RunDirectory, start: Start) -> None:
         raise
     file = run.path / "config.yaml"
     settings, before = OmegaConf.to_yaml(replace(config, resume=None)), file.read_bytes() if config.resume else None
-    run.start(" ".join(["python", *sys.argv]), config.seed, settings, versions(), commit)
+    run.start(" ".join(["python", *sys.argv]), config.seed, settings, versions() | frozen_web(config), commit)
     status, cause, reason = "failed", None, None
     try:
         status, reason = train(config, run, start)

@@ -28,7 +28,7 @@ from mmsr1.assembly.rollout import (
     sampling,
 )
 from mmsr1.assembly.run import Start, complete, resume_point, run_record, summary, tool_table
-from mmsr1.assembly.tools import SearchTools, check_tools, ledger_folder, search_tools
+from mmsr1.assembly.tools import SearchTools, check_tools, frozen_web, ledger_folder, search_tools
 from mmsr1.assembly.warmup import WarmupData
 from mmsr1.models.loading import save_policy
 
@@ -38,6 +38,7 @@ __all__ = [
     "WarmupData",
     "base_policy",
     "check_tools",
+    "frozen_web",
     "complete",
     "correction_spec",
     "emblem_store",

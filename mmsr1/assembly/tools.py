@@ -119,7 +119,7 @@ def check_tools(config: Config, run: Path) -> None:
     blocked(config)
     for name in ("text_index", "image_index"):
         local_index(config, name)
-    bundle(config)
+    frozen_web(config)
     told = budget(config, run).reached(min(searches, default=0.0))
     if told is not None and config.tools.budget.when_spent == "stop":
         raise ConfigError(told)
@@ -185,6 +185,15 @@ def bundle(config: Config) -> Bundle | None:
         return Bundle(Path(tools.bundle or ""))
     except (OSError, ValueError) as error:
         raise ConfigError(f"tools.bundle={tools.bundle}: {error}") from error
+
+
+def frozen_web(config: Config) -> dict[str, str | None]:
+    """What a run's record says of the bundle that it replays: its name, which covers all that is in it."""
+    found = bundle(config)
+    if found is None:
+        return {}
+    found.close()
+    return {"bundle": found.manifest.hash}
 
 
 def local_index(config: Config, name: str) -> Path | None:

@@ -29,6 +29,7 @@ _FILE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
 # Nothing is evicted: a result was paid for, and a repeated experiment must find it again.
 _NO_LIMIT = 2**60
 _SHARDS = 8
+_PAGES = 1024  # of 4 KiB that each thread keeps of each shard; diskcache's own 8192 come to 256 MiB a thread
 _SELECT = "SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1"
 _KEYS = "SELECT key FROM Cache WHERE raw = 1 AND key > ? AND key < ? ORDER BY key LIMIT 1000"
 _FILES = 1  # hex digits of the key that name its lock file: 16 files, empty, never removed
@@ -124,6 +125,7 @@ class Store:
                 cull_limit=0,
                 size_limit=_NO_LIMIT,
                 sqlite_mmap_size=0,
+                sqlite_cache_size=_PAGES,
             )
         except sqlite3.Error as error:
             why = f"the cache in {self.directory} cannot be opened ({error})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -58,7 +59,7 @@ class RawBackend(Generic[Q, V]):
             value = await _parsed(self._provider, answer.value, query)
         except CallFailed as error:
             raise CallFailed(error.cause, error.detail, error.retry_after_s, answer.cost_usd) from None
-        return Answer(Fresh.read(answer.value, self._provider, query, value), answer.cost_usd)
+        return replace(answer, value=Fresh.read(answer.value, self._provider, query, value))
 
 
 class ParsedPart(Generic[Q, V]):

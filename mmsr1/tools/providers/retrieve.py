@@ -9,26 +9,35 @@
 `score` are optional, and without scores a text server may send the bare documents. A picture travels as the base64 of
 its JPEG, PNG or WebP file, a thumbnail likewise. Errors are HTTP statuses: 400 of /retrieve_image for a picture that
 cannot be searched for; 408, 425, 429, 5xx for what is worth another try; others for what no other query would change.
+
+Our gateway (`mmsr1.tools.gateway`) says more, and is believed: beside `result` what each query costs and what was paid,
+{"costs": [{"cost_usd", "paid_usd", "cached"}, ...]}, and of an error its cause, {"error": {"cause", "detail"}}.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
+import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, get_args
 
 from PIL import Image
 
 from mmsr1.tools.base import Answer, CallFailed, Cause
+from mmsr1.tools.http import Reply, retry_after
 from mmsr1.tools.pictures import BadPicture, decode, encode_png
 from mmsr1.tools.providers.base import Access, Q, V, WebProvider
 from mmsr1.tools.providers.fields import TITLE_CHARACTERS, document, encodable, entries, text, web_url
 from mmsr1.tools.providers.pictures import about_picture
+from mmsr1.tools.providers.threads import in_parser
 from mmsr1.types import Picture, ToolItem
 
 THUMBNAIL_BYTES = 2 * 2**20
 THUMBNAIL_PIXELS = 4_000_000
+DETAIL_CHARACTERS = 200
 
 
 class _Retrieve(WebProvider[Q, V]):
@@ -44,8 +53,12 @@ class _Retrieve(WebProvider[Q, V]):
     async def _ask(self, body: Mapping[str, Any]) -> Answer[str]:
         url = self._url if self._url.endswith(self.path) else f"{self._url}{self.path}"
         reply = await self._http.request("POST", url, headers=self._bearer(), json={**body, "topk": self.results})
+        _raise_told(reply)
         # A server that does not understand the request speaks another protocol, which no other query would change.
-        return self._answer(reply, {422: "refused", **self.causes})
+        answer = self._answer(reply, {422: "refused", **self.causes})
+        told = answer.value or ""
+        costs = await in_parser(lambda: _costs(told)) if self.slow else _costs(told)
+        return answer if costs is None else replace(answer, cost_usd=costs[0], paid_usd=costs[1])
 
     def _only_list(self, raw: str) -> object:
         """The hits of the one query that was asked."""
@@ -59,6 +72,7 @@ class RetrieveText(_Retrieve[str, tuple[ToolItem, ...]]):
     """Passages for a query."""
 
     name: ClassVar[str] = "retrieve_text"
+    version: ClassVar[int] = 2
     path: ClassVar[str] = "/retrieve"
 
     async def fetch(self, query: str) -> Answer[str]:
@@ -124,8 +138,11 @@ def _document(entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _passage(entry: Mapping[str, Any]) -> ToolItem | None:
-    """`contents` begin with a line that is the title, mostly in quotes."""
+    """`contents` begin with a line that is the title, mostly in quotes; `title` and `text` say it without loss."""
     about = _document(entry)
+    if about is not None and isinstance(about.get("title"), str) and isinstance(about.get("text"), str):
+        title, body = text(about["title"], TITLE_CHARACTERS), text(about["text"])
+        return ToolItem(title, body, web_url(about.get("url"))) if title or body else None
     contents = None if about is None else text(about.get("contents", about.get("text")))
     if about is None or not contents:
         return None
@@ -133,3 +150,36 @@ def _passage(entry: Mapping[str, Any]) -> ToolItem | None:
     first, _, rest = contents.partition("\n")
     title, body = (named, contents) if named or not rest.strip() else (first.strip().strip('"'), rest.strip())
     return ToolItem(title[:TITLE_CHARACTERS], body, web_url(about.get("url")))
+
+
+def _raise_told(reply: Reply) -> None:
+    """Raises CallFailed with the cause that an error names, if it names one that is known."""
+    if 200 <= reply.status < 300 or len(reply.body) > 2**16:
+        return
+    try:
+        error = json.loads(reply.text)["error"]
+        cause, detail, paid_usd = error["cause"], error.get("detail"), error.get("paid_usd")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return
+    for known in get_args(Cause):
+        if cause == known:
+            said = " ".join(encodable(detail).split())[:DETAIL_CHARACTERS] if isinstance(detail, str) else ""
+            told = f"HTTP {reply.status}" + (f": {said}" if said else "")
+            raise CallFailed(known, told, retry_after(reply), _usd(paid_usd) or 0.0)
+
+
+def _costs(raw: str) -> tuple[float, float] | None:
+    """What the query costs and what was paid for it, if the server says so; None if it does not, or not readably."""
+    try:
+        costs = json.loads(raw)["costs"]
+        cost_usd, paid_usd = (_usd(costs[0][name]) for name in ("cost_usd", "paid_usd"))
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+    return None if cost_usd is None or paid_usd is None or len(costs) != 1 else (cost_usd, paid_usd)
+
+
+def _usd(value: object) -> float | None:
+    """An amount of money; None for what is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        return None
+    return float(value)
