@@ -196,7 +196,7 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
         finally:
             if first:
                 run.write_summary(assembly.summary(record, len(skipped), time.perf_counter() - started))
-    progress.searches(assembly.tool_table(record))
+    progress.searches(assembly.tool_table(record.tools))
     if _cut_short(config, record):
         return "interrupted", record.stopped
     if record.stopped is not None:

@@ -194,11 +194,10 @@ def _fresh(name: str) -> Path:
 
 
 def _offline_run(name: str, *overrides: str) -> Path:
-    """A training run in another folder, started there, without a network."""
-    target, elsewhere = _fresh(name), OUTPUT / "elsewhere"
-    elsewhere.mkdir(parents=True, exist_ok=True)
+    """A training run in another folder, with a cache of its own and without a network."""
+    target = _fresh(name)
     settings = (f"tools.cache_dir={_fresh('unused_cache')}", f"hydra.run.dir={target}")
-    command(*OFFLINE, sys.executable, str(ROOT / "train.py"), *overrides, *settings, cwd=elsewhere)
+    command(*OFFLINE, sys.executable, "train.py", *overrides, *settings)
     return target
 
 

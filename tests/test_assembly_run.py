@@ -59,7 +59,7 @@ def test_what_a_rehearsal_made_go_wrong_stands_in_the_tools_own_row(tmp_path: Pa
         "image_search_rehearsal": {"attempts": 9, "retries": 4, "failures/transient": 3, "failures/throttled": 2},
         "serpapi": {"calls": 2, "attempts": 3, "failures/transient": 1, "failures/over_budget": 1},
     }
-    table = tool_table(record)
+    table = tool_table(record.tools)
     assert [table["image_search"][key] for key in ("calls", "failures", "attempts", "retries", "faults")] == [
         5,
         1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -88,17 +88,17 @@ def summary(record: RunRecord, skipped: int, seconds: float) -> dict[str, Any]:
         "backend_calls": calls,
         "cost_usd": spent,
         "cost_usd_uncached": record.cost_usd_uncached,
-        "tools": tool_table(record),
+        "tools": tool_table(record.tools),
         "skipped_rows": skipped,
     }
 
 
-def tool_table(record: RunRecord) -> dict[str, dict[str, Any]]:
-    """What each tool and part did in the whole run, on all ranks; latencies in seconds.
+def tool_table(rows: Mapping[str, meter.Row]) -> dict[str, dict[str, Any]]:
+    """What each tool and part did, of their rows of figures; latencies in seconds.
 
     `faults` are attempts that failed. The attempts that a rehearsal made at a tool count in the tool's own row too.
     """
-    return {name: _tool_figures(row, record.tools.get(rehearsal_of(name), {})) for name, row in record.tools.items()}
+    return {name: _tool_figures(row, rows.get(rehearsal_of(name), {})) for name, row in rows.items()}
 
 
 def _tool_figures(own: meter.Row, rehearsed: meter.Row) -> dict[str, Any]:

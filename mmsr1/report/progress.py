@@ -7,12 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table
 
-from mmsr1.report.searches import HEADINGS, search_remarks, search_rows
+from mmsr1.report.searches import search_remarks, search_table
 from mmsr1.report.waiting import with_waiting
 
 _SECONDS = ("waited", "train", "sync", "validation")
@@ -120,14 +119,9 @@ class RunProgress:
 
     def searches(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
         """What searching took and cost; nothing if nobody searched."""
-        rows = search_rows(tools)
-        if not rows:
+        table = search_table(tools)
+        if table is None:
             return
-        # Narrow enough for 80 columns: units below, a space between, and long names fold between words, never numbers.
-        units = [Column(text.replace(" ", "\n"), justify="right", no_wrap=True) for text in HEADINGS[1:]]
-        table = Table(Column("search", min_width=12), *units, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-        for row in rows:
-            table.add_row(*row)
         self.console.print(table)
         for line in search_remarks(tools):
             self.say(line)

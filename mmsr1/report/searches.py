@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich import box
+from rich.table import Column, Table
+
 from mmsr1.tools.faults import rehearsal_of
 
 HEADINGS = ("", "calls", "hits", "failed", "tries", "faults", "paid USD", "uncached USD", "p50 s", "p99 s")
@@ -28,6 +31,19 @@ def search_rows(tools: Rows) -> list[tuple[str, ...]]:
         sums |= {key: sum(figures.get(key) or 0 for figures in asking) for key in ("attempts", "faults")}
         rows.append(_row("total", sums))
     return rows
+
+
+def search_table(tools: Rows) -> Table | None:
+    """The same for a terminal of 80 columns; None if nobody searched."""
+    rows = search_rows(tools)
+    if not rows:
+        return None
+    # Units below, a space between, and long names fold between words, never numbers.
+    units = [Column(text.replace(" ", "\n"), justify="right", no_wrap=True) for text in HEADINGS[1:]]
+    table = Table(Column("search", min_width=12), *units, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def search_remarks(tools: Rows) -> Iterator[str]:

@@ -24,11 +24,14 @@ from typing import Any, NoReturn
 import hydra
 import uvicorn
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from mmsr1 import __version__
+from mmsr1.assembly.run import tool_table
 from mmsr1.assembly.tools import SearchTools, check_tools, ledger_folder, search_tools
 from mmsr1.cli import USER_ERRORS, checked, explain, refuse
 from mmsr1.config import Config, ToolsConfig, register
+from mmsr1.report.searches import search_table
 from mmsr1.tools import check
 from mmsr1.tools.base import CallFailed
 from mmsr1.tools.gateway.app import MIB, Settings, create_app
@@ -192,6 +195,8 @@ def _run(app: Any, opened: socket.socket, tools: SearchTools, config: Config, as
     cut = asyncio.run(serve(server, opened, tools))
     answered = app.state.metrics.answered
     done = summary(answered.total(), answered[429], tools)
+    if (table := search_table(tool_table(tools.rows()))) is not None:
+        Console().print(table)
     _say(f"gateway ended: {done}; calls in {ledger_folder(Path(asked.folder))}")
     if cut:
         _say(f"{cut} searches had not ended after {GRACE_S} s and were cut; the ledger counts them at their price")

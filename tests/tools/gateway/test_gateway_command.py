@@ -113,7 +113,9 @@ def test_a_served_search_outlives_its_client_and_the_signal(web, tmp_path) -> No
         process.kill()
     assert answers[0].status_code == 200 and answers[0].json()["result"][0]
     assert process.returncode == 0 and "Traceback" not in errors
-    assert re.match(r"gateway ended: .* 2 searches, 0 hits, 0 failed; (0\.030\d) USD paid of \1; calls in ", said)
+    *table, ended = said.splitlines()
+    assert re.match(r"gateway ended: .* 2 searches, 0 hits, 0 failed; (0\.030\d) USD paid of \1; calls in ", ended)
+    assert any(line.split()[:3] == ["text", "search", "2"] for line in table)
     rows = [
         json.loads(line)
         for file in (tmp_path / "gateway/ledger").iterdir()

@@ -9,7 +9,7 @@ from adapters import ADAPTERS, ARTICLE, BY_NAME, CANARY, HTML, IMAGE_URL, PAGE, 
 from fake_api import FakeApi, Say
 from stack import Shelf, ask, part
 
-from mmsr1.config.tools import IMAGE_SEARCH, READERS, SUMMARIZERS, TEXT_SEARCH
+from mmsr1.config.tools import HERE, IMAGE_SEARCH, READERS, SUMMARIZERS, TEXT_SEARCH
 from mmsr1.tools.base import Outcome
 from mmsr1.tools.cache import CachedPart
 from mmsr1.tools.providers import image_provider, local_reader, reader_provider, summarizer_provider, text_provider
@@ -26,8 +26,8 @@ GBK = ("<html><head><meta charset=gbk></head><body><article><p>" + "\u5854\u5f88
 
 
 def test_every_name_of_the_configuration_can_be_built() -> None:
-    built = [text_provider(name, url=URL) for name in TEXT_SEARCH if name != "local"]
-    built += [image_provider(name, url=URL, image_url=IMAGE_URL) for name in IMAGE_SEARCH if name != "local"]
+    built = [text_provider(name, url=URL) for name in TEXT_SEARCH if name not in HERE]
+    built += [image_provider(name, url=URL, image_url=IMAGE_URL) for name in IMAGE_SEARCH if name not in HERE]
     built += [reader_provider(name) for name in READERS if name != "none"]
     built += [summarizer_provider(name, url=URL, options={"model": "m"}) for name in SUMMARIZERS if name != "none"]
     assert len({provider.name for provider in built}) == len(built)
