@@ -94,8 +94,8 @@ def _verify(given: Any) -> None:
             raise ValueError(f"it is whole, but another one: its name is {manifest.hash}")
     except ValueError as error:
         raise ValueError(f"{given.bundle}: {error}") from error
-    screen.print(f"{given.bundle}: whole; {manifest.rows} rows, {manifest.blobs} thumbnails, {manifest.dates}")
-    screen.print(f"hash {manifest.hash}", soft_wrap=True, highlight=False)
+    _say(f"{given.bundle}: whole; {_size(manifest)}")
+    _say(f"hash {manifest.hash}")
 
 
 def _info(given: Any) -> None:
@@ -104,11 +104,11 @@ def _info(given: Any) -> None:
     except ValueError as error:
         raise ValueError(f"{given.bundle}: {error}") from error
     size = sum((given.bundle / name).stat().st_size for name in (MANIFEST, *FILES))
-    screen.print(f"{given.bundle}: recorded {manifest.dates}, {size / 1e6:.1f} MB, {manifest.blobs} thumbnails")
-    screen.print(f"hash {manifest.hash}", soft_wrap=True, highlight=False)
+    _say(f"{given.bundle}: {_size(manifest)}, {size / 1e6:.1f} MB")
+    _say(f"hash {manifest.hash}")
     screen.print(_contents(manifest))
     for short, name in manifest.backends.items():
-        screen.print(f"{short}  {name}", soft_wrap=True, highlight=False, markup=False)
+        _say(f"{short}  {name}")
 
 
 def _contents(manifest: Manifest) -> Table:
@@ -132,18 +132,26 @@ def _import_fvqa(given: Any) -> None:
         done = import_fvqa(given.pickles, pictures, given.out, given.edge, advance)
     _tell(given.out, done.exported)
     for what, count in done.left_out.items():
-        screen.print(f"left out: {count} {what}")
+        _say(f"left out: {count} {what}")
 
 
 def _tell(out: Path, done: Exported) -> None:
-    manifest = done.manifest
-    screen.print(f"{manifest.rows} rows, {manifest.blobs} thumbnails, {manifest.dates}: {out}", soft_wrap=True)
+    _say(f"{out}: {_size(done.manifest)}")
     if done.lost:
-        screen.print(f"{done.lost} rows that are damaged, or not in the cache any more, are left out")
+        _say(f"left out: {done.lost} searches that are damaged, or not in the cache any more")
     if done.replaced:
-        screen.print(f"{done.replaced} rows gave way to another one for the same search")
-    screen.print(f"hash {manifest.hash}", soft_wrap=True, highlight=False)
-    screen.print(f"replay it with tools=replay tools.bundle={out}", soft_wrap=True)
+        _say(f"{done.replaced} answers gave way to another one to the same search")
+    _say(f"hash {done.manifest.hash}")
+    _say(f"replay it with tools=replay tools.bundle={out}")
+
+
+def _size(manifest: Manifest) -> str:
+    return f"searches {manifest.rows}, thumbnails {manifest.blobs}, recorded {manifest.dates}"
+
+
+def _say(line: str) -> None:
+    """As it is: paths and hashes are copied from the terminal."""
+    screen.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager

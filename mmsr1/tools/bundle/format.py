@@ -61,7 +61,7 @@ class Manifest:
     @property
     def dates(self) -> str:
         if self.as_of is None:
-            return "date unknown"
+            return "at an unknown date"
         first, last = (datetime.fromtimestamp(second, UTC).date().isoformat() for second in self.as_of)
         return first if first == last else f"{first} to {last}"
 

@@ -76,4 +76,6 @@ def web() -> tuple[Answers, Answers]:
         "": ToolResult("malformed_call", detail="the query is empty"),
         "no money": ToolResult("over_budget", detail="spent"),
     }
-    return Answers("image_search", {FLAG: found("a flag", MAP), MAP: found("a map", FLAG)}), Answers("text_search", texts)
+    return Answers("image_search", {FLAG: found("a flag", MAP), MAP: found("a map", FLAG)}), Answers(
+        "text_search", texts
+    )

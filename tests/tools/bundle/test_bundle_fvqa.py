@@ -62,7 +62,7 @@ def test_titles_addresses_and_pictures_are_converted(tmp_path, protocol):
         assert decode(second.thumbnail).tobytes() == original.convert("RGB").tobytes()
     assert row(bundle, 1).result(bundle.picture).items[0].thumbnail is not None
     assert row(bundle, 2).status == row(bundle, 3).status == "empty"
-    assert row(bundle, 0).at is None and bundle.manifest.dates == "date unknown"
+    assert row(bundle, 0).at is None and bundle.manifest.dates == "at an unknown date"
 
 
 @pytest.mark.parametrize(
