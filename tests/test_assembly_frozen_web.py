@@ -30,7 +30,9 @@ def first(configure: Any, web: Any, tmp_path: Path) -> list[Any]:  # noqa: F811
 
 
 def replay(tmp_path: Path, *more: str) -> Any:
-    return composed("tools=replay", f"tools.bundle={tmp_path / 'bundle'}", f"tools.cache_dir={tmp_path / 'none'}", *more)
+    return composed(
+        "tools=replay", f"tools.bundle={tmp_path / 'bundle'}", f"tools.cache_dir={tmp_path / 'none'}", *more
+    )
 
 
 def test_a_replayed_web_says_what_the_web_said_and_asks_nobody(first: Any, web: Any, tmp_path: Path) -> None:  # noqa: F811

@@ -18,6 +18,7 @@ from mmsr1.models.policy import Policy
 from mmsr1.rollout.record import Progress, RunRecord
 from mmsr1.run_directory import RunDirectory
 from mmsr1.tools import meter
+from mmsr1.tools.bundle.replay import MISSED
 from mmsr1.tools.faults import rehearsal_of
 from mmsr1.tools.ledger import read_totals
 from mmsr1.types import ToolStatus
@@ -107,7 +108,7 @@ def _tool_figures(own: meter.Row, rehearsed: meter.Row) -> dict[str, Any]:
         count
         for row in (own, rehearsed)
         for key, count in row.items()
-        if key.startswith("failures/") and key.removeprefix("failures/") not in get_args(ToolStatus)
+        if key.startswith("failures/") and key.removeprefix("failures/") not in (*get_args(ToolStatus), MISSED)
     )
     row = {**own, **tried, "faults": faults}
     sums = {key: value for key, value in row.items() if not key.startswith("latency")}

@@ -89,6 +89,8 @@ def _told(guard: Guarded[Any, Any], key_env: str | None) -> str | None:
     """Why a service is of no use any more, and what to do, if it is not."""
     if guard.of_no_use is None:
         return None
+    if guard.name.startswith("retrieve"):  # it is another's budget, account or bundle
+        return f"{guard.of_no_use}; mend that first, at the server"
     key = "" if key_env is None else f" or another key in {key_env}"
     return f"{guard.of_no_use}; mend that first: it needs credit{key}"
 

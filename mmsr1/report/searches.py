@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Column, Table
 
+from mmsr1.tools.bundle.replay import MISSED
 from mmsr1.tools.faults import rehearsal_of
 
 HEADINGS = ("", "calls", "hits", "failed", "tries", "faults", "paid USD", "uncached USD", "p50 s", "p99 s")
@@ -48,6 +49,10 @@ def search_table(tools: Rows) -> Table | None:
 
 def search_remarks(tools: Rows) -> Iterator[str]:
     """What the table alone does not make plain."""
+    for name in TOOLS:
+        row = tools.get(f"{name}_bundle", {})
+        if missed := row.get(f"failures/{MISSED}"):
+            yield f"{missed:.0f} of {row['calls']:.0f} calls of {name} were not in the bundle, and found nothing"
     thumbnails = tools.get("thumbnail", {})
     tried, failed = thumbnails.get("calls") or 0, thumbnails.get("failures") or 0
     if tried and failed == tried:

@@ -1,4 +1,7 @@
-"""How a local index lies on disk: one directory, complete or absent, with a manifest that identifies its content."""
+"""How a local index lies on disk: a directory whose manifest, replaced last and at once, says what belongs to it.
+
+Files only grow, or are written under a new name; so whoever has opened an index keeps its view while others append.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +10,91 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 MANIFEST = "manifest.json"
+JOURNAL = "journal.json"  # of a build that has not ended; see index/journal.py
+VERSION = 2
+READABLE = (1, 2)
+IndexKind = Literal["text", "image"]
 Hit = TypeVar("Hit")
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """`kind` and `version` say which code can read the directory, `content` is the sha256 of what was indexed."""
+    """`kind` and `version` say which code can read the directory, `content` identifies what was indexed and how.
+
+    `settings` decide results (analyzer, descriptor, embedding) and are part of `content`; `parts` are the names of what
+    is replaced as a whole; `sizes` how many bytes of each growing file count; `made` is for people: when, by what.
+    Version 1 knows the first four fields only.
+    """
 
     kind: str
     version: int
     count: int
     content: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
-        (directory / MANIFEST).write_text(json.dumps(vars(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(directory / MANIFEST, asdict(self))
 
 
-def read_manifest(directory: Path, kind: str, version: int) -> Manifest:
-    """Raises FileNotFoundError if no index is there, ValueError if it is of another kind or version."""
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at once: a reader, also one after a crash, sees the old or the new."""
+    scratch = path.with_name(f".{path.name}.new")
+    with scratch.open("w", encoding="utf-8") as out:
+        json.dump(value, out, indent=1, sort_keys=True)
+        out.write("\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(scratch, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
+    """Raises FileNotFoundError if no index is there, ValueError if it is damaged, or of another kind or version."""
     path = directory / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"no search index in {directory}: build one with build_{kind}_index")
-    manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    if (manifest.kind, manifest.version) != (kind, version):
+        if (directory / JOURNAL).is_file():
+            raise FileNotFoundError(f"{directory}: its build has not ended, run the same build command again")
+        how = f"build_{kind}_index, or " if kind else ""
+        raise FileNotFoundError(f"no search index in {directory}: make one with {how}python -m mmsr1.tools.index build")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = {name.name for name in fields(Manifest)}
+        manifest = Manifest(**{key: value for key, value in found.items() if key in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no manifest of an index ({error}): delete the directory, build it again") from None
+    if manifest.kind != (kind or manifest.kind) or manifest.version not in READABLE:
+        wanted = " or ".join(map(str, READABLE))
         raise ValueError(
             f"{directory} holds a {manifest.kind} index of version {manifest.version}, "
-            f"this code reads {kind} version {version}: delete the directory and build it again"
+            f"this code reads {kind or manifest.kind} version {wanted}: delete the directory and build it again"
         )
     return manifest
+
+
+def opened(directory: Path, kind: str, make: Callable[[Manifest], Opened]) -> Opened:
+    """What `make` opens, tried again if somebody replaced a part of the index meanwhile. Raises as `read_manifest`."""
+    while True:
+        manifest = read_manifest(directory, kind)
+        try:
+            return make(manifest)
+        except (OSError, ValueError, RuntimeError) as error:
+            if read_manifest(directory, kind) == manifest:
+                raise ValueError(f"{directory}: {' '.join(str(error).split())[:300]}: build it again") from error
 
 
 @contextmanager
@@ -65,18 +118,19 @@ def building(directory: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class ContentHash:
-    """A running sha256 over records of text fields, in the order given."""
+class Chain:
+    """A hash over records of text fields, in the order given, that can be gone on with from its own digest.
 
-    def __init__(self, *header: str) -> None:
-        self._hash = hashlib.sha256()
-        self.add(*header)
+    What was built at once and what was appended to have the same digest.
+    """
+
+    def __init__(self, *header: str, digest: str = "") -> None:
+        self.digest = digest
+        if header:
+            self.add(*header)
 
     def add(self, *fields: str) -> None:
-        self._hash.update(json.dumps(fields).encode("ascii") + b"\n")
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+        self.digest = hashlib.sha256(f"{self.digest}{json.dumps(fields)}".encode("ascii")).hexdigest()
 
 
 def best(

@@ -115,6 +115,12 @@ def test_thumbnails_that_were_all_refused_are_remarked_on() -> None:
     assert not [*search_remarks({"thumbnail": {"calls": 12, "failures": 11}, "image_search": {"calls": 3}})]
 
 
+def test_searches_that_a_bundle_did_not_have_are_remarked_on() -> None:
+    (line,) = search_remarks({"text_search_bundle": {"calls": 12, "failures/not_in_bundle": 3}})
+    assert line == "3 of 12 calls of text_search were not in the bundle, and found nothing"
+    assert not [*search_remarks({"text_search_bundle": {"calls": 12}})]
+
+
 def test_a_run_that_was_not_validated_at_its_end_says_so(tmp_path: Path) -> None:
     run = start(RunDirectory(tmp_path))
     figures = {"accuracy": 0.5, "failed_share": 0.25}

@@ -60,7 +60,9 @@ def test_groups_share_nothing_with_each_other_nor_with_whoever_is_in_none():
 
 def test_another_number_is_another_question():
     web = Web()
-    asked_together(Similar(web, 0.5), ["population of Rome in 2019", "population of Rome in 2020", "population of Rome"])
+    asked_together(
+        Similar(web, 0.5), ["population of Rome in 2019", "population of Rome in 2020", "population of Rome"]
+    )
     assert len(web.asked) == 3
 
 

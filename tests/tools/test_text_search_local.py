@@ -126,6 +126,6 @@ def test_an_index_is_complete_or_absent(tmp_path):
 def test_an_index_of_another_version_is_refused(tmp_path):
     build_text_index(tmp_path / "index", FACTS)
     manifest = tmp_path / "index" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 0'))
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 0'))
     with pytest.raises(ValueError, match="build it again"):
         LocalTextSearch(tmp_path / "index")

@@ -92,7 +92,7 @@ def _verify(given: Any) -> None:
             manifest = verify(given.bundle, advance)
         if given.hash is not None and given.hash != manifest.hash:
             raise ValueError(f"it is whole, but another one: its name is {manifest.hash}")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{given.bundle}: {error}") from error
     _say(f"{given.bundle}: whole; {_size(manifest)}")
     _say(f"hash {manifest.hash}")
@@ -101,7 +101,7 @@ def _verify(given: Any) -> None:
 def _info(given: Any) -> None:
     try:
         manifest = read_manifest(given.bundle)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{given.bundle}: {error}") from error
     size = sum((given.bundle / name).stat().st_size for name in (MANIFEST, *FILES))
     _say(f"{given.bundle}: {_size(manifest)}, {size / 1e6:.1f} MB")
@@ -150,8 +150,9 @@ def _size(manifest: Manifest) -> str:
 
 
 def _say(line: str) -> None:
-    """As it is: paths and hashes are copied from the terminal."""
-    screen.print(line, soft_wrap=True, highlight=False, markup=False)
+    """As it is, for paths and hashes are copied from the terminal; but nothing in it may steer one."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in line)
+    screen.print(plain, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager

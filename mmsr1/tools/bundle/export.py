@@ -80,7 +80,9 @@ def export(
         folder = cache or _cache_of(source)
         keys: Iterator[str] = seen_by(source)
     elif not (source / "locks").is_dir():
-        raise Unexportable(f"{source}: neither a run (a folder with {FOLDER}) nor a cache of searches")
+        replayed = (source / "run.json").is_file() and '"bundle"' in (source / "run.json").read_text(encoding="utf-8")
+        also = "; it was replayed, and records nothing: its bundle is that of config.yaml" if replayed else ""
+        raise Unexportable(f"{source}: neither a run (a folder with {FOLDER}) nor a cache of searches{also}")
     else:
         keys = iter(())
     if not (folder / "locks").is_dir():
@@ -118,8 +120,10 @@ def _survey(store: Store, keys: Iterator[str], backends: Sequence[str], advance:
     for tool in sorted({tool for tool, _ in seen}):
         rivals = [(name, count) for (of, name), count in seen.items() if of == tool]
         if len(rivals) > 1:
-            told = "; ".join(f"{short_name(name)} ({count} rows, {name[:60]})" for name, count in rivals)
+            told = "; ".join(f"{short_name(name)} ({count} rows, {_ends(name)})" for name, count in rivals)
             raise Unexportable(f"{tool} was answered by {len(rivals)} back ends: choose with --backend: {told}")
+    if not calls.by_key and backends:
+        raise Unexportable(f"--backend={' '.join(backends)}: nothing there was answered by it")
     if not calls.by_key:
         raise Unexportable("nothing recorded there: only runs of this version with search tools leave something")
     return calls
@@ -128,12 +132,16 @@ def _survey(store: Store, keys: Iterator[str], backends: Sequence[str], advance:
 def merge(sources: Sequence[Path], out: Path, advance: Advance = lambda rows: None) -> Exported:
     """One bundle of several: for a call that more than one has, an answer rather than a failure, then the first's.
 
-    `advance` is told of every row written. Raises Damaged or OSError for a bundle that cannot be used.
+    `advance` is told of every row written. Raises Unexportable or Damaged for a bundle that cannot be used.
     """
     with ExitStack() as opened:
-        bundles = [Bundle(source) for source in sources]
-        for bundle in bundles:
-            opened.callback(bundle.close)
+        bundles: list[Bundle] = []
+        for source in sources:
+            try:
+                bundles.append(Bundle(source))
+            except (OSError, ValueError) as error:
+                raise Unexportable(f"{source}: {error}") from error
+            opened.callback(bundles[-1].close)
 
         def ranked(place: int) -> Iterator[tuple[bytes, bool, int, Row]]:
             return ((row.key, not row.answered, place, row) for row in bundles[place].rows())
@@ -153,6 +161,11 @@ def merge(sources: Sequence[Path], out: Path, advance: Advance = lambda rows: No
                 replaced += sum(other.said() != row.said() for *_, other in others)
                 advance(1)
         return Exported(writer.manifest, replaced=replaced)
+
+
+def _ends(name: str) -> str:
+    """What tells one back end from another may stand at its end."""
+    return name if len(name) <= 90 else f"{name[:40]} ... {name[-45:]}"
 
 
 def _row(store: Store, key: str) -> Row | None:

@@ -13,25 +13,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from mmsr1.tools.bundle.rows import DIGEST, Row, canonical, read_row
+from mmsr1.tools.bundle.rows import DIGEST, LATEST, RECORDED, Row, canonical, read_row
 from mmsr1.tools.bundle.table import Damaged, Table, TableWriter
 from mmsr1.tools.codecs import typed
 from mmsr1.tools.index_files import building
-from mmsr1.types import Picture
+from mmsr1.tools.pictures import BadPicture, decode
+from mmsr1.types import Picture, ToolName
 
 FORMAT, VERSION = "mmsr1-bundle", 1
 MANIFEST = "manifest.json"
 FILES = ("rows.jsonl", "rows.idx", "blobs.bin", "blobs.idx")
+THUMBNAIL_PIXELS = 4_000_000
 ROW_BYTES, BLOB_BYTES, MANIFEST_BYTES = 4 * 2**20, 8 * 2**20, 16 * 2**20
 _CHUNK = 2**20
+SHORT = re.compile(r"[0-9a-f]{16}")
+TOOLS, STATUSES = (re.compile("|".join(names)) for names in (get_args(ToolName), RECORDED))
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises FileNotFoundError if no bundle is there, Damaged if it does not say what it must."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no bundle there (a folder with {MANIFEST} and {', '.join(FILES)})")
+        raise FileNotFoundError(f"no bundle there (a folder with {MANIFEST} and {', '.join(FILES)})")
     for name in (MANIFEST, *FILES):
         if (folder / name).is_symlink() or not (folder / name).is_file():
             raise Damaged(f"{name} is missing, or leads out of the bundle")
@@ -81,13 +86,16 @@ def read_manifest(folder: Path) -> Manifest:
         found = typed(json.loads(text), dict)
         if found["format"] != FORMAT or found["version"] != VERSION:
             raise ValueError(f"format {found['format']!r} {found['version']!r}; this code reads {FORMAT} {VERSION}")
-        as_of = found["as_of"]
+        as_of, tools = found["as_of"], typed(found["tools"], dict)
         manifest = Manifest(
-            typed(found["rows"], int),
-            typed(found["blobs"], int),
-            None if as_of is None else (typed(as_of[0], int), typed(as_of[1], int)),
-            typed(found["backends"], dict),
-            typed(found["tools"], dict),
+            _count(found["rows"]),
+            _count(found["blobs"]),
+            None if as_of is None else (_second(as_of[0]), _second(as_of[1])),
+            {_known(short, SHORT): typed(name, str) for short, name in typed(found["backends"], dict).items()},
+            {
+                _known(tool, TOOLS): {_known(status, STATUSES): _count(n) for status, n in typed(counts, dict).items()}
+                for tool, counts in tools.items()
+            },
             typed(found["files"], dict),
         )
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
@@ -109,6 +117,7 @@ class Bundle:
             _check_file(self.folder / name, self.manifest.files[name])
         self._rows = Table(self.folder / "rows.jsonl", self.folder / "rows.idx", ROW_BYTES)
         self._blobs = Table(self.folder / "blobs.bin", self.folder / "blobs.idx", BLOB_BYTES)
+        self._sound: set[str] = set()  # thumbnails that have been looked at
         if (self._rows.count, self._blobs.count) != (self.manifest.rows, self.manifest.blobs):
             raise Damaged(f"{self._rows.count} rows and {self._blobs.count} blobs, not what {MANIFEST} says")
 
@@ -130,7 +139,15 @@ class Bundle:
         return data
 
     def picture(self, digest: str) -> Picture:
-        return Picture(self.blob(digest))
+        """A thumbnail that can be decoded. Raises Damaged."""
+        picture = Picture(self.blob(digest))
+        if digest not in self._sound:
+            try:
+                decode(picture, THUMBNAIL_PIXELS)
+            except BadPicture as error:
+                raise Damaged(f"thumbnail {digest} is none: {error}") from error
+            self._sound.add(digest)
+        return picture
 
     def blobs(self) -> Iterator[str]:
         """The names of all blobs, each checked against what it holds. Raises Damaged."""
@@ -172,7 +189,7 @@ def verify(folder: Path, advance: Callable[[int], None] = lambda size: None) -> 
             advance(len(row.text()) + 1)
         for digest in bundle.blobs():
             wanted.pop(bytes.fromhex(digest), None)
-            advance(len(bundle.blob(digest)))
+            advance(len(bundle.picture(digest).data))
     finally:
         bundle.close()
     if wanted:
@@ -188,6 +205,8 @@ def written(folder: Path, blob: Callable[[str], bytes]) -> Iterator[BundleWriter
 
     `blob` gives the thumbnails by digest. Raises FileExistsError if `folder` exists.
     """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: remove it, or write the bundle to another folder")
     with building(Path(folder)) as scratch:
         writer = BundleWriter(scratch)
         try:
@@ -262,6 +281,24 @@ class _Tally:
 def short_name(backend: str) -> str:
     """What stands for a back end in rows: its own name may be long."""
     return hashlib.sha256(backend.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _known(value: object, form: re.Pattern[str]) -> str:
+    if not form.fullmatch(typed(value, str)):
+        raise ValueError("a name that no bundle has")
+    return str(value)
+
+
+def _count(value: object) -> int:
+    if not 0 <= typed(value, int) < 2**40:
+        raise ValueError("a number of things that is none")
+    return typed(value, int)
+
+
+def _second(value: object) -> int:
+    if not 0 <= typed(value, int) < LATEST:
+        raise ValueError("a time that is none")
+    return typed(value, int)
 
 
 def _check_file(path: Path, expected: Any, advance: Callable[[int], None] = lambda size: None) -> None:

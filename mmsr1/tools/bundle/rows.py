@@ -23,6 +23,7 @@ from mmsr1.types import Picture, ToolItem, ToolName, ToolResult, ToolStatus
 
 # What a search says of its query, or of the web on that day; a budget belongs to one run alone.
 RECORDED: tuple[ToolStatus, ...] = (*ANSWERS, "malformed_call", "infrastructure_error")
+LATEST = 2**33  # seconds since 1970: in the year 2242
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 _FIELDS = {"asked", "at", "backend", "cost_usd", "detail", "items", "latency_s", "status", "tool"}
@@ -106,7 +107,7 @@ def read_row(text: str | bytes) -> Row:
         if items and found["status"] != "ok":
             raise ValueError("items of a search that found nothing")
         when = None if at is None else typed(at, int)
-        if when is not None and not 0 <= when < 2**33:
+        if when is not None and not 0 <= when < LATEST:
             raise ValueError("a time that is none")
         backend, detail = typed(found["backend"], str), typed(found["detail"], str)
         query = _asked(found["tool"], found["asked"])

@@ -80,7 +80,9 @@ _MAY_NAME: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+    """In Python: that in C makes room for as many memos as a pickle of nine bytes asks for."""
+
     def find_class(self, module: str, name: str) -> Any:
         found = _MAY_NAME.get((module, name))
         if found is None:

@@ -35,6 +35,7 @@ from mmsr1.report.searches import search_table
 from mmsr1.tools import check
 from mmsr1.tools.base import CallFailed
 from mmsr1.tools.gateway.app import MIB, Settings, create_app
+from mmsr1.tools.gateway.service import Service
 from mmsr1.tools.secrets import Secret
 
 GRACE_S = 60  # for what is under way when the gateway is told to end
@@ -125,17 +126,20 @@ def for_trainers(tools: ToolsConfig, url: str, variable: str | None) -> list[str
     return ["tools=retrieve", f"tools.text_search.url={url}", *keys, *other]
 
 
-async def serve(server: _Server, opened: socket.socket, tools: SearchTools) -> int:
+async def serve(server: _Server, opened: socket.socket, tools: SearchTools, service: Service) -> int:
     """Until a signal. How many searches were still under way when the time for them was over."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.end)
     await server.serve(sockets=[opened])
     # What nobody waits for any more is paid for all the same, and its answer belongs into the cache.
+    service.end()
     others = asyncio.all_tasks() - {asyncio.current_task()}
-    left = (await asyncio.wait(others, timeout=0 if server.force_exit else GRACE_S))[1] if others else set()
+    if others:
+        await asyncio.wait(others, timeout=0 if server.force_exit else GRACE_S)
+    cut = service.at_work
     await tools.aclose()
-    return len(left)
+    return cut
 
 
 def summary(answered: int, refused: int, tools: SearchTools) -> str:
@@ -192,7 +196,7 @@ def _run(app: Any, opened: socket.socket, tools: SearchTools, config: Config, as
     _say(f"trainers: {' '.join(for_trainers(config.tools, url, asked.token_env))}")
     gc.collect()
     gc.freeze()  # a million objects of libraries that stay: looking through them again takes 0.1 s each time
-    cut = asyncio.run(serve(server, opened, tools))
+    cut = asyncio.run(serve(server, opened, tools, app.state.service))
     answered = app.state.metrics.answered
     done = summary(answered.total(), answered[429], tools)
     if (table := search_table(tool_table(tools.rows()))) is not None:
@@ -224,6 +228,8 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--mcp", action="store_true", help="serve the Model Context Protocol, too, at /mcp")
     parser.add_argument("overrides", nargs="*", help="as train.py takes them, e.g. tools=web")
     asked = parser.parse_intermixed_args(arguments)
+    if not 0 <= asked.port <= 65535:
+        refuse(f"--port={asked.port}: must be between 0 and 65535")
     for name, option in (("in_flight", "--in-flight"), ("max_body_mb", "--max-body-mb")):
         if not getattr(asked, name) > 0:
             refuse(f"{option}={getattr(asked, name)}: must be more than 0")

@@ -62,7 +62,7 @@ class Settings:
 def create_app(
     tools: Mapping[ToolName, Tool[Any]], rows: Callable[[], Mapping[str, Row]], settings: Settings
 ) -> FastAPI:
-    """The app; `rows` are the figures of the tools and their parts. It has `app.state.metrics` of its own.
+    """The app; `rows` are the figures of the tools and their parts. `app.state` has its `metrics` and `service`.
 
     Raises ValueError where the MCP face is asked for and cannot be had.
     """
@@ -78,7 +78,7 @@ def create_app(
             yield
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan, redirect_slashes=False)
-    app.state.metrics = metrics
+    app.state.metrics, app.state.service = metrics, service
     routes = ["/retrieve", "/retrieve_image", OPEN, "/metrics"]
     _add_searches(app, service)
     _add_figures(app, metrics, settings)

@@ -51,6 +51,9 @@ class Gate:
             answer.status = GONE
         except Refused as refused:
             await refused.response()(scope, receive, answer)
+        except asyncio.CancelledError:  # the time for what was under way at the end is over
+            if not answer.begun:
+                await Refused(503, "transient", "the gateway is ending", retry_s=1).response()(scope, receive, answer)
         except Exception as error:
             # Its text may hold a query, and nobody outside can do anything about a bug.
             logger.error("a request failed: %s", describe_bug(error))

@@ -1,4 +1,4 @@
-"""Search by text in a local index of passages (tantivy, BM25).
+"""Search by text in a local index of passages (tantivy, BM25; with a model also by vectors).
 
 A query is taken as a bag of words, never as query syntax: a model writes `title:foo`, an open quote or `C++ [1]` and
 means words. The words are cut by the very analyzer that cut the passages and become a query term by term, so that no
@@ -9,84 +9,64 @@ string can be a syntax error (`parse_query` raises on such strings, and `parse_q
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, log
 from pathlib import Path
 
 import tantivy
-from tantivy import Filter, Occur, Query
+from tantivy import Occur, Query
 
 from mmsr1.tools.base import in_thread
-from mmsr1.tools.index_files import ContentHash, Manifest, best, building, read_manifest
+from mmsr1.tools.embedding import Encoder, TextEncoder
+from mmsr1.tools.index.building import build_at_once
+from mmsr1.tools.index.vectors import FILE as VECTORS
+from mmsr1.tools.index.vectors import Nearest
+from mmsr1.tools.index_files import Manifest, best, opened
+from mmsr1.tools.text_search.proximity import CANDIDATES, CHARACTERS, bonus
+from mmsr1.tools.text_search.words import FIELDS, GRAMS, english, query_grams
+from mmsr1.tools.text_search.writing import Passage, TextWriter
 from mmsr1.types import ToolItem, ToolName, ToolResult
 
-KIND, VERSION = "text", 1
-FIELDS = ("title", "text")
+KIND = "text"
 MAX_WORDS = 64  # of a query; more only costs time
+_POOL = 50  # the least number of passages that a model sorts, or that each of two rankings brings in
+_RANK = 60  # of reciprocal rank fusion: how little the very first places count above those after them
+
+__all__ = ["LocalTextSearch", "Passage", "TextHit", "build_text_index"]
 
 
 @dataclass(frozen=True)
-class Passage:
-    """A piece of text that can be found."""
+class TextHit:
+    """A passage that was found; `score` compares hits of one query only."""
 
     id: str
-    title: str
-    text: str
-    url: str
+    score: float
+    item: ToolItem
 
 
 def build_text_index(directory: Path, passages: Iterable[Passage]) -> Manifest:
-    """Write an index of the passages.
+    """Write an index of the passages that is searched by BM25 alone.
 
     Raises ValueError for a repeated id or no passages at all, FileExistsError if the directory exists.
     The directory appears complete or not at all.
     """
-    content = ContentHash(KIND, str(VERSION))
-    seen: set[str] = set()
-    with building(Path(directory)) as scratch:
-        (scratch / "tantivy").mkdir()
-        index = tantivy.Index(_schema(), path=str(scratch / "tantivy"), reuse=False)
-        index.register_tokenizer("english", _analyzer())
-        writer = index.writer(num_threads=1)
-        try:
-            for passage in passages:
-                if passage.id in seen:
-                    raise ValueError(f"passage id {passage.id!r} occurs twice: ids must be unique")
-                seen.add(passage.id)
-                writer.add_document(tantivy.Document(**vars(passage)))
-                content.add(passage.id, passage.title, passage.text, passage.url)
-            if not seen:
-                raise ValueError("no passages: an empty index would answer nothing")
-            writer.commit()
-        finally:
-            writer.wait_merging_threads()  # after this no thread of tantivy's writes to the directory any more
-        manifest = Manifest(KIND, VERSION, len(seen), content.hexdigest())
-        manifest.write(scratch)
-    return manifest
 
+    settings = TextWriter.settings(proximity=False)
 
-def _schema() -> tantivy.Schema:
-    builder = tantivy.SchemaBuilder()
-    for field in FIELDS:
-        builder.add_text_field(field, stored=True, tokenizer_name="english", index_option="freq")
-    for field in ("id", "url"):
-        builder.add_text_field(field, stored=True, tokenizer_name="raw", index_option="basic")
-    return builder.build()
+    def writer(scratch: Path) -> TextWriter:
+        return TextWriter(scratch, settings, None, resumed=False, threads=1)
 
-
-def _analyzer() -> tantivy.TextAnalyzer:
-    """Letters and digits, lower case, accents folded, English stop words dropped, Porter's stems."""
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(Filter.remove_long(64))
-    for step in (Filter.lowercase(), Filter.ascii_fold(), Filter.stopword("english"), Filter.stemmer("english")):
-        builder = builder.filter(step)
-    return builder.build()
+    return build_at_once(Path(directory), writer, settings, passages)
 
 
 class LocalTextSearch:
-    """`Tool[str]` over an index of `build_text_index`: the `topk` best passages by BM25 over title and text.
+    """`Tool[str]` over a text index: the `topk` best passages by BM25 over title and text.
 
+    An index with a model answers as it was built to: `hybrid` joins the rankings by words and by vectors (reciprocal
+    rank fusion), `rerank` sorts the best by words anew by their vectors.
     `required_share` of the query's distinct words (rounded up, stop words aside) must occur in a passage for it to be
-    a hit: 0 takes any word, as web search does; 1 demands all, so that a query about an unknown name finds nothing.
+    a hit by words: 0 takes any word, as web search does; 1 demands all, so that a query about an unknown name finds
+    nothing.
     The constructor raises FileNotFoundError or ValueError if the directory holds no index of this version.
     """
 
@@ -96,46 +76,125 @@ class LocalTextSearch:
     def __init__(self, directory: Path, topk: int = 5, required_share: float = 0.0) -> None:
         if topk < 1 or not 0.0 <= required_share <= 1.0:
             raise ValueError(f"topk={topk}, required_share={required_share}: need topk >= 1 and a share in [0, 1]")
-        directory = Path(directory)
-        manifest = read_manifest(directory, KIND, VERSION)
         self._topk, self._required_share = topk, required_share
-        self._schema, self._analyzer = _schema(), _analyzer()
-        self._searcher = tantivy.Index.open(str(directory / "tantivy")).searcher()
+        self._analyzer = english()
+        self._encode: TextEncoder | None = None
+        opened(Path(directory), KIND, lambda manifest: self._open(Path(directory), manifest))
+        self.backend = f"local-text:{self.manifest.content}:topk={topk}:share={required_share:g}"
+
+    def _open(self, directory: Path, manifest: Manifest) -> None:
+        index = tantivy.Index.open(str(directory / manifest.parts.get("tantivy", "tantivy")))
+        index.config_reader("manual")  # this tool answers from what it has opened, whoever appends
+        self.manifest, self._schema, self._searcher = manifest, index.schema, index.searcher()
         if self._searcher.num_docs != manifest.count:
-            raise ValueError(
-                f"{directory}: {manifest.count} passages announced, {self._searcher.num_docs} found: build it again"
-            )
-        self.backend = f"local-text:{manifest.content}:topk={topk}:share={required_share:g}"
+            raise ValueError(f"{manifest.count} passages announced, {self._searcher.num_docs} found")
+        if "encoder" in manifest.settings:
+            dimensions = manifest.sizes[VECTORS] // (4 * manifest.count)
+            self._nearest = Nearest(directory, manifest.parts, manifest.count, dimensions)
+            self._encode = TextEncoder(Encoder(**manifest.settings["encoder"]))
 
     async def __call__(self, query: str) -> ToolResult:
         if not query.strip():
             return ToolResult("malformed_call", detail="the text query is empty")
-        return await in_thread(lambda: self._search(query))
+        return await in_thread(lambda: self._result(query))
 
-    def _search(self, text: str) -> ToolResult:
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot cross into tantivy
-        words = list(dict.fromkeys(self._analyzer.analyze(text)))[:MAX_WORDS]
-        if not words:
+    def _result(self, query: str) -> ToolResult:
+        hits = self.find(query)
+        if not hits and not self._terms(_encodable(query)):
             return ToolResult("empty", detail="the query has no word that can be searched")
-        query = self._query(words)
+        return ToolResult("ok" if hits else "empty", tuple(hit.item for hit in hits))
 
-        def fetch(limit: int) -> list[tuple[float, str, ToolItem]]:
-            hits = self._searcher.search(query, limit=limit, count=False).hits
-            return [(score, *self._read(address)) for score, address in hits]
+    def find(self, query: str) -> list[TextHit]:
+        """The hits, best first; none for a query without words. Blocks; no string is an error."""
+        text = _encodable(query)
+        if self._encode is None:
+            return self._by_words(text, self._topk)
+        if not text.strip():
+            return []
+        vector = self._encode([text], query=True)[0]
+        pool = max(_POOL, 4 * self._topk)
+        by_words = self._by_words(text, pool)
+        if self.manifest.settings["mode"] == "rerank":
+            scored = [(float(self._nearest.rows[self._row(hit.id)] @ vector), hit) for hit in by_words]
+        else:
+            scored = _fused(by_words, [self._at_row(row, score) for score, row in self._nearest.search(vector, pool)])
+        scored.sort(key=lambda one: (-round(one[0], 6), one[1].id))
+        return [TextHit(hit.id, score, hit.item) for score, hit in scored[: self._topk]]
 
-        items = tuple(best(fetch, self._topk))
-        return ToolResult("ok" if items else "empty", items)
+    def _by_words(self, text: str, limit: int) -> list[TextHit]:
+        terms = self._terms(text)
+        if not terms:
+            return []
+        query = self._query(terms)
 
-    def _query(self, words: list[str]) -> Query:
-        """Each word in title or text; as many words as `required_share` demands."""
-        wanted = [
-            Query.boolean_query([(Occur.Should, Query.term_query(self._schema, f, word, "freq")) for f in FIELDS])
-            for word in words
+        def fetch(limit: int) -> list[tuple[float, str, TextHit]]:
+            found = self._searcher.search(query, limit=limit, count=False).hits
+            hits = [self._read(address, score) for score, address in found]
+            return [(hit.score, hit.id, hit) for hit in hits]
+
+        if not self.manifest.settings.get("proximity"):
+            return best(fetch, limit)
+        hits = self._nearer(text, best(fetch, max(limit, CANDIDATES)))
+        return sorted(hits, key=lambda hit: (-round(hit.score, 4), hit.id))[:limit]
+
+    def _nearer(self, text: str, hits: list[TextHit]) -> list[TextHit]:
+        """The hits with a bonus for words that stand together."""
+        words = self._analyzer.analyze(text)[:MAX_WORDS]
+        rarity = {word: self._rarity(word) for word in set(words)}
+        analyze = self._analyzer.analyze
+        return [
+            replace(hit, score=hit.score + bonus(words, analyze(hit.item.text[:CHARACTERS]), rarity)) for hit in hits
         ]
-        needed = max(1, ceil(self._required_share * len(words)))
+
+    def _rarity(self, word: str) -> float:
+        """The inverse document frequency of BM25."""
+        found = self._searcher.doc_freq("text", word)
+        return log(1 + (self._searcher.num_docs - found + 0.5) / (found + 0.5))
+
+    def _terms(self, text: str) -> list[tuple[str, tuple[str, ...]]]:
+        """Each distinct word with the fields that it may stand in."""
+        terms: list[tuple[str, tuple[str, ...]]] = [
+            (word, FIELDS) for word in dict.fromkeys(self._analyzer.analyze(text))
+        ]
+        if "analyzer" in self.manifest.settings:
+            terms += [(gram, (GRAMS,)) for gram in dict.fromkeys(query_grams(text))]
+        return terms[:MAX_WORDS]
+
+    def _query(self, terms: list[tuple[str, tuple[str, ...]]]) -> Query:
+        """Each word in any of its fields; as many words as `required_share` demands."""
+        wanted = [
+            Query.boolean_query([(Occur.Should, Query.term_query(self._schema, f, word, "freq")) for f in fields])
+            for word, fields in terms
+        ]
+        needed = max(1, ceil(self._required_share * len(terms)))
         return Query.boolean_query([(Occur.Should, query) for query in wanted], minimum_number_should_match=needed)
 
-    def _read(self, address: tantivy.DocAddress) -> tuple[str, ToolItem]:
+    def _read(self, address: tantivy.DocAddress, score: float) -> TextHit:
         stored = self._searcher.doc(address)
         name, title, text, url = (stored[field][0] for field in ("id", "title", "text", "url"))
-        return name, ToolItem(title, text, url)
+        return TextHit(name, score, ToolItem(title, text, url))
+
+    def _at_row(self, row: int, score: float) -> TextHit:
+        query = Query.term_query(self._schema, "row", row)
+        return self._read(self._searcher.search(query, limit=1, count=False).hits[0][1], score)
+
+    def _row(self, name: str) -> int:
+        query = Query.term_query(self._schema, "id", name, "basic")
+        address = self._searcher.search(query, limit=1, count=False).hits[0][1]
+        return self._searcher.doc(address)["row"][0]
+
+
+def _fused(*rankings: list[TextHit]) -> list[tuple[float, TextHit]]:
+    """Each hit with the sum, over the rankings that have it, of 1 / (60 + its place)."""
+    sums: dict[str, float] = {}
+    hits: dict[str, TextHit] = {}
+    for ranking in rankings:
+        for place, hit in enumerate(ranking, 1):
+            sums[hit.id] = sums.get(hit.id, 0.0) + 1 / (_RANK + place)
+            hits.setdefault(hit.id, hit)
+    return [(score, hits[name]) for name, score in sums.items()]
+
+
+def _encodable(text: str) -> str:
+    """A lone surrogate cannot cross into tantivy."""
+    return text.encode("utf-8", "replace").decode()

@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from frozen import FLAG, recorded, web
+from frozen import FLAG, Answers, bundled, found, recorded, web
 
 from mmsr1.data.fvqa import write_fvqa
 from mmsr1.tools.bundle.__main__ import main
@@ -62,6 +62,9 @@ def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
     (out / "blobs.bin").write_bytes(b"")
     told = refused(capsys, "verify", out)
     assert f"{out}: blobs.bin was changed" in told
+    assert "nothing there was answered by it" in refused(
+        capsys, "export", run, "--backend", "foo", "--out", tmp_path / "b"
+    )
     assert "no bundle there" in refused(capsys, "merge", out, tmp_path / "nothing", "--out", tmp_path / "b")
     (tmp_path / "cache").rename(tmp_path / "moved")
     assert "say with --cache" in refused(capsys, "export", run, "--out", tmp_path / "b")
@@ -70,10 +73,17 @@ def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
 
 def test_the_released_caches_are_imported_for_the_questions_of_a_parquet_file(tmp_path, capsys):
     write_fvqa(tmp_path / "fvqa.parquet", [Example("fvqa_train_0", "what?", (FLAG,), "a", (), "free", "fvqa")])
-    found = {"tool_returned_web_title_list": ["A page"], "tool_returned_images_urls": ["https://a.example/1.jpg"]}
-    (tmp_path / "cache.pkl").write_bytes(pickle.dumps({"fvqa_train_0": found, "fvqa_train_1": found}))
+    search = {"tool_returned_web_title_list": ["A page"], "tool_returned_images_urls": ["https://a.example/1.jpg"]}
+    (tmp_path / "cache.pkl").write_bytes(pickle.dumps({"fvqa_train_0": search, "fvqa_train_1": search}))
     given = ("import-fvqa", tmp_path / "cache.pkl", "--data", tmp_path / "fvqa.parquet", "--out", tmp_path / "bundle")
     told = said(capsys, *given)
     assert "searches 1," in told and "left out: 1 searches for questions that are not in the data" in told
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(print))
     assert "builtins.print" in refused(capsys, "import-fvqa", tmp_path / "bad.pkl", *given[2:5], tmp_path / "another")
+
+
+def test_nothing_in_a_bundle_steers_the_terminal(tmp_path, capsys):
+    steering = Answers("text_search", {"q": found("q")}, "\x1b]0;PWNED\x07\x1b[31mred")
+    bundled(tmp_path, steering)
+    told = said(capsys, "info", tmp_path / "bundle")
+    assert "\x1b" not in told and "\x07" not in told and "PWNED" in told

@@ -1,17 +1,20 @@
 """A bundle is what it says, whole, and cannot be made to hold anything else."""
 
 import hashlib
+import io
 import json
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 from frozen import FLAG, MAP, Answers, bundled, found, picture, web
+from PIL import Image
 
 from mmsr1.tools.bundle import format as format_module
 from mmsr1.tools.bundle.export import merge
-from mmsr1.tools.bundle.format import FILES, MANIFEST, Bundle, verify, written
+from mmsr1.tools.bundle.format import FILES, MANIFEST, Bundle, read_manifest, verify, written
 from mmsr1.tools.bundle.rows import call_key, canonical, read_row
 from mmsr1.tools.bundle.table import Damaged, TableWriter
 from mmsr1.types import ToolResult
@@ -147,7 +150,7 @@ def forged(bundle, lines):
     rewritten(bundle, files=files, rows=len(lines))
 
 
-LINE = {"asked": {"text": "q"}, "at": None, "backend": "b", "cost_usd": 0.0, "detail": "", "items": []}
+LINE = {"asked": {"text": "q"}, "at": None, "backend": "b" * 16, "cost_usd": 0.0, "detail": "", "items": []}
 LINE |= {"latency_s": 0.0, "status": "empty", "tool": TEXT}
 ITEM = {"title": "t", "text": "", "url": "", "thumbnail": None}
 
@@ -182,7 +185,7 @@ def test_a_row_of_any_other_form_is_refused_though_all_hashes_fit(bundle, change
 
 
 def test_a_row_under_another_key_or_with_another_thumbnail_is_refused(bundle):
-    backends = {"b": "forged"}
+    backends = {"b" * 16: "forged"}
     forged(bundle, [(call_key(TEXT, {"text": "another"}), f"{canonical(LINE)}\n".encode())])
     rewritten(bundle, backends=backends)
     with pytest.raises(Damaged, match="not what its key says"):
@@ -221,3 +224,43 @@ def test_a_bundle_of_two_has_what_both_have_and_the_first_decides(tmp_path):
     assert manifest.as_of == (1_790_000_000, 1_800_000_000) and manifest.dates == "2026-09-21 to 2027-01-15"
     merge([tmp_path / "all"], tmp_path / "copy")
     assert (tmp_path / "copy" / MANIFEST).read_bytes() == (tmp_path / "all" / MANIFEST).read_bytes()
+
+
+@pytest.mark.parametrize("data", [b"hello, no picture", "bomb"])
+def test_a_thumbnail_that_is_no_small_picture_is_refused(tmp_path, whole, data):
+    """All hashes fit: the bundle was made so."""
+    if data == "bomb":
+        image = io.BytesIO()
+        Image.new("1", (13_000, 13_000)).save(image, "PNG")
+        data = image.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    with written(tmp_path / "bundle", lambda _: data) as writer:
+        for row in Bundle(whole).rows():
+            writer.add(replace(row, items=tuple(replace(item, thumbnail=digest) for item in row.items)), "web:v1")
+    with pytest.raises(Damaged, match=f"thumbnail {digest} is none"):
+        verify(tmp_path / "bundle")
+    opened = Bundle(tmp_path / "bundle")
+    with pytest.raises(Damaged, match="is none"):
+        opened.find(call_key(IMAGE, {"image": FLAG.digest})).result(opened.picture)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": {"[/bold]oops": {"ok": 1}}},
+        {"tools": {IMAGE: 5}},
+        {"tools": {IMAGE: {"ok": "many"}}},
+        {"tools": {IMAGE: {"over_budget": 1}}},
+        {"as_of": [-(10**30), 10**30]},
+        {"as_of": [1]},
+        {"rows": -1},
+        {"blobs": "2"},
+        {"backends": {"0" * 16: 5}},
+        {"backends": {"x": "y"}},
+        {"version": 2},
+    ],
+)
+def test_a_manifest_of_any_other_form_is_refused_though_its_hash_fits(bundle, change):
+    rewritten(bundle, **change)
+    with pytest.raises(Damaged):
+        read_manifest(bundle)

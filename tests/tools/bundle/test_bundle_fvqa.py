@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import resource
 from collections import OrderedDict, namedtuple
 
 import pytest
@@ -161,3 +162,11 @@ def test_another_structure_is_told(tmp_path, found):
 def test_a_cache_for_other_questions_is_told(tmp_path):
     with pytest.raises(ValueError, match="none of its searches belongs to a question of the data"):
         converted(tmp_path, {"other_1": search(["x"], [])})
+
+
+def test_a_small_pickle_takes_little_memory(tmp_path):
+    """Nine bytes that ask for room for 2^26 memos: the unpickler in C would take a gigabyte."""
+    (tmp_path / "cache.pkl").write_bytes(b"\x80\x02}r" + (2**26).to_bytes(4, "little") + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read_pickle(tmp_path / "cache.pkl") == {}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024

@@ -67,9 +67,11 @@ def test_a_request_that_never_comes_to_its_end_is_given_up(monkeypatch) -> None:
 
 
 def test_so_many_searches_at_a_time_and_a_batch_of_more_is_answered_all_the_same() -> None:
-    stand = Stand(in_flight=3)
+    stand = Stand(in_flight=8)
     reply = stand.post("/retrieve", {"queries": [f"query {n}" for n in range(20)]})
-    assert len(reply.json()["result"]) == 20 and stand.text.most_at_a_time == 3
+    assert len(reply.json()["result"]) == 20 and stand.text.most_at_a_time == 3, (
+        "the first, and a quarter of the places"
+    )
 
 
 def test_who_finds_no_place_in_time_is_asked_to_come_back_and_then_served() -> None:
@@ -111,3 +113,50 @@ def test_settings_that_let_nobody_in_are_refused() -> None:
     for wrong in ({"in_flight": 0}, {"max_body": 0}, {"wait_s": 0.0}):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))}=0"):
             Settings(**wrong)
+
+
+def test_a_large_batch_lets_others_pass() -> None:
+    stand = Stand(in_flight=4, wait_s=30)
+
+    async def crowd() -> list[int]:
+        ended: list[int] = []
+
+        async def ask(client: httpx.AsyncClient, number: int, queries: list[str]) -> None:
+            assert (await client.post("/retrieve", json={"queries": queries})).status_code == 200
+            ended.append(number)
+
+        async with httpx.AsyncClient(transport=stand.transport(), base_url="http://gateway") as client:
+            batch = asyncio.create_task(ask(client, 0, [f"q{n}" for n in range(400)]))
+            while stand.text.most_at_a_time == 0:
+                await asyncio.sleep(0)
+            await asyncio.gather(*(ask(client, number, ["one"]) for number in range(1, 4)))
+            await batch
+        return ended
+
+    assert asyncio.run(crowd())[-1] == 0
+    assert stand.text.most_at_a_time <= 4
+
+
+def test_searches_outlive_a_request_that_is_cut_and_no_new_one_begins() -> None:
+    """As at the end of the gateway, when the time for what was under way is over."""
+    stand = Stand(in_flight=2)
+
+    async def end() -> httpx.Response:
+        stand.text.gate = asyncio.Event()
+        async with httpx.AsyncClient(transport=stand.transport(), base_url="http://gateway") as client:
+            service = stand.app.state.service
+            asking = asyncio.create_task(client.post("/retrieve", json={"queries": ["a", "b", "c", "d"]}))
+            while stand.text.at_work < 2:
+                await asyncio.sleep(0)
+            asking.cancel()
+            service.end()
+            reply = await asking
+            assert service.at_work == 2
+            stand.text.gate.set()
+            while service.at_work:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
+            return reply
+
+    assert error(asyncio.run(end())) == (503, "transient")
+    assert len(stand.text.asked) == 2

@@ -112,6 +112,9 @@ SHOWN = {
     "thumbnail": base64.b64encode(THUMBNAIL.data).decode(),
     "score": 0.9,
 }
+BULK = {"took": 2, "timed_out": False, "_shards": {"total": 1, "successful": 1, "skipped": 0, "failed": 0}}
+KEPT = {"title": "The tower", "text": "It was built in 1889.", "url": "https://a.example/tower"}
+POINT = {"id": 7, "version": 3, "score": 0.9, "payload": {"id": "x", "title": "A tower", "url": "https://b.example/1"}}
 NO_RESULTS = {"error": "Google hasn't returned any results for this query.", "search_metadata": {"status": "Success"}}
 FINE = {"search_metadata": {"status": "Success"}}
 UPLOADED = {"/image": Say({"image_id": "img-1"})}
@@ -246,6 +249,23 @@ ADAPTERS = (
         PHOTO,
         ("result", 0),
         nothing=({"result": [[]]},),
+    ),
+    Adapter(
+        "opensearch",
+        _text("opensearch"),
+        {**BULK, "hits": {"max_score": 3.0, "hits": [{"_id": "x", "_score": 3.0, "_source": KEPT}]}},
+        (ToolItem("The tower", "It was built in 1889.", "https://a.example/tower"),),
+        block=("hits", "hits"),
+        nothing=({**BULK, "hits": {"max_score": None, "hits": []}},),
+    ),
+    Adapter(
+        "qdrant_image",
+        _image("qdrant"),
+        {"status": "ok", "time": 0.001, "result": {"points": [POINT]}},
+        (ToolItem("A tower", "", "https://b.example/1"),),
+        PHOTO,
+        ("result", "points"),
+        nothing=({"status": "ok", "result": {"points": []}},),
     ),
 )
 BY_NAME = {adapter.name: adapter for adapter in ADAPTERS}
