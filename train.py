@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightning import Trainer
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
-    from mmsr1.assembly import Start
+    from mmsr1.assembly.training import Start
     from mmsr1.models.loading import PolicyFiles
     from mmsr1.models.module import PolicyModule
     from mmsr1.rollout.callback import RolloutCallback
@@ -47,7 +47,7 @@ def main(config: Config, output: Path) -> None:
     remedy = "must be trainer.devices x trainer.num_nodes, which is the number of processes started"
     check(started_count() == wanted, "processes", started_count(), remedy)
     prepare_process(config.trainer.threads)
-    from mmsr1.assembly import check_tools, resume_point
+    from mmsr1.assembly.training import check_tools, resume_point
     from mmsr1.processes import interrupt_on_sigterm
     from mmsr1.run_directory import RunDirectory
 
@@ -70,7 +70,7 @@ def _lead(config: Config, run: RunDirectory, start: Start) -> None:
     from filelock import FileLock, Timeout
     from omegaconf import OmegaConf
 
-    from mmsr1.assembly import check_tools, frozen_web
+    from mmsr1.assembly.training import check_tools, frozen_web
     from mmsr1.processes import lost_another
     from mmsr1.run_directory import git_commit, versions, write_whole
 
@@ -123,11 +123,11 @@ def _launch(config: Config, output: Path) -> None:
     nodes = config.trainer.num_nodes
     check(nodes == 1, "trainer.num_nodes", nodes, "start one process a device on every node: docs/scale.md")
     if config.resume:  # a mistake is told once, before anything is started
-        from mmsr1.assembly import resume_point
+        from mmsr1.assembly.training import resume_point
 
         resume_point(config, output)
     if config.tools.asks_the_web:
-        from mmsr1.assembly import check_tools
+        from mmsr1.assembly.tools import check_tools
 
         check_tools(config, output)
     restore_environment()
@@ -146,11 +146,12 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
     import torch
     from lightning import seed_everything
 
-    from mmsr1 import assembly
+    from mmsr1.assembly import training as assembly
     from mmsr1.assembly.run import price_remarks
     from mmsr1.models.checkpoint import CheckpointError, check_model
     from mmsr1.processes import is_first_process
     from mmsr1.report.progress import RunProgress
+    from mmsr1.report.searches import tool_table
     from mmsr1.tools.base import EndOfRun
 
     started, first = time.perf_counter(), is_first_process()
@@ -196,7 +197,7 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
         finally:
             if first:
                 run.write_summary(assembly.summary(record, len(skipped), time.perf_counter() - started))
-    progress.searches(assembly.tool_table(record.tools))
+    progress.searches(tool_table(record.tools))
     if _cut_short(config, record):
         return "interrupted", record.stopped
     if record.stopped is not None:
@@ -216,7 +217,7 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> 
     """(module, buffer or None, prompts of a step, loader with one item a step, the first `done` left out)."""
     from torch.utils.data import DataLoader
 
-    from mmsr1 import assembly
+    from mmsr1.assembly import training as assembly
     from mmsr1.models.buffer import RolloutBuffer
     from mmsr1.models.grpo_module import Encoding, GRPOModule
     from mmsr1.models.policy import Policy

@@ -20,7 +20,7 @@ def main(run: Path, export: Path) -> None:
     prepare_process(threads=1)
     import torch
 
-    from mmsr1 import assembly
+    from mmsr1.assembly import training as assembly
     from mmsr1.cli import checked, resumed
     from mmsr1.config import register
     from mmsr1.models import checkpoint

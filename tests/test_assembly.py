@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mmsr1 import assembly
+from mmsr1.assembly import training as assembly
 from mmsr1.config import Config, register
 from mmsr1.types import Example
 

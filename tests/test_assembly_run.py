@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mmsr1.assembly.run import price_remarks, run_record, tool_table
+from mmsr1.assembly.run import price_remarks, run_record
+from mmsr1.report.searches import tool_table
 from mmsr1.run_directory import RunDirectory
 from mmsr1.tools.meter import Meter
 from mmsr1.tools.metered import Metered

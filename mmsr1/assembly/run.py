@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -15,13 +15,10 @@ from mmsr1.evaluation import scorecard
 from mmsr1.models import checkpoint
 from mmsr1.models.loading import PolicyFiles, save_policy
 from mmsr1.models.policy import Policy
+from mmsr1.report.searches import tool_table
 from mmsr1.rollout.record import Progress, RunRecord
 from mmsr1.run_directory import RunDirectory
-from mmsr1.tools import meter
-from mmsr1.tools.bundle.replay import MISSED
-from mmsr1.tools.faults import rehearsal_of
 from mmsr1.tools.ledger import read_totals
-from mmsr1.types import ToolStatus
 
 
 @dataclass(frozen=True)
@@ -92,28 +89,6 @@ def summary(record: RunRecord, skipped: int, seconds: float) -> dict[str, Any]:
         "tools": tool_table(record.tools),
         "skipped_rows": skipped,
     }
-
-
-def tool_table(rows: Mapping[str, meter.Row]) -> dict[str, dict[str, Any]]:
-    """What each tool and part did, of their rows of figures; latencies in seconds.
-
-    `faults` are attempts that failed. The attempts that a rehearsal made at a tool count in the tool's own row too.
-    """
-    return {name: _tool_figures(row, rows.get(rehearsal_of(name), {})) for name, row in rows.items()}
-
-
-def _tool_figures(own: meter.Row, rehearsed: meter.Row) -> dict[str, Any]:
-    tried = {key: own.get(key, 0) + rehearsed.get(key, 0) for key in ("attempts", "retries")}
-    faults = sum(
-        count
-        for row in (own, rehearsed)
-        for key, count in row.items()
-        if key.startswith("failures/") and key.removeprefix("failures/") not in (*get_args(ToolStatus), MISSED)
-    )
-    row = {**own, **tried, "faults": faults}
-    sums = {key: value for key, value in row.items() if not key.startswith("latency")}
-    latency = {"mean": meter.mean(row), "p50": meter.quantile(row, 0.5), "p99": meter.quantile(row, 0.99)}
-    return {**sums, "latency_s": latency}
 
 
 def complete(config: Config, run: RunDirectory, files: PolicyFiles, record: RunRecord, last: Path) -> None:

@@ -39,7 +39,7 @@ def export(run: Path, out: Path, which: str = "last", dtype: str | None = None) 
     config = _configuration(run)
     import torch
 
-    from mmsr1.assembly import save_policy
+    from mmsr1.models.loading import save_policy
     from mmsr1.models.lora import whole_weights
 
     found, files = _trained(config, run, which)
@@ -58,7 +58,7 @@ def export(run: Path, out: Path, which: str = "last", dtype: str | None = None) 
 
 def _trained(config: Config, run: Path, which: str) -> tuple[Path, PolicyFiles]:
     """(checkpoint, the run's policy with its weights)."""
-    from mmsr1.assembly import policy_files
+    from mmsr1.assembly.policy import policy_files
     from mmsr1.models.checkpoint import CheckpointError, read_weights
     from mmsr1.models.policy import Policy
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from rich import box
 from rich.table import Column, Table
 
+from mmsr1.tools import meter
 from mmsr1.tools.bundle.replay import MISSED
 from mmsr1.tools.faults import rehearsal_of
+from mmsr1.types import ToolStatus
 
 HEADINGS = ("", "calls", "hits", "failed", "tries", "faults", "paid USD", "uncached USD", "p50 s", "p99 s")
 TOOLS = ("image_search", "text_search")  # what episodes ask; the other rows are the parts behind them
@@ -17,6 +19,28 @@ _COUNTS = ("calls", "hits", "failures", "attempts", "faults")
 _DOLLARS = ("paid_usd", "cost_usd")
 
 Rows = Mapping[str, Mapping[str, Any]]
+
+
+def tool_table(rows: Mapping[str, meter.Row]) -> dict[str, dict[str, Any]]:
+    """What each tool and part did, of their rows of figures; latencies in seconds.
+
+    `faults` are attempts that failed. The attempts that a rehearsal made at a tool count in the tool's own row too.
+    """
+    return {name: _tool_figures(row, rows.get(rehearsal_of(name), {})) for name, row in rows.items()}
+
+
+def _tool_figures(own: meter.Row, rehearsed: meter.Row) -> dict[str, Any]:
+    tried = {key: own.get(key, 0) + rehearsed.get(key, 0) for key in ("attempts", "retries")}
+    faults = sum(
+        count
+        for row in (own, rehearsed)
+        for key, count in row.items()
+        if key.startswith("failures/") and key.removeprefix("failures/") not in (*get_args(ToolStatus), MISSED)
+    )
+    row = {**own, **tried, "faults": faults}
+    sums = {key: value for key, value in row.items() if not key.startswith("latency")}
+    latency = {"mean": meter.mean(row), "p50": meter.quantile(row, 0.5), "p99": meter.quantile(row, 0.99)}
+    return {**sums, "latency_s": latency}
 
 
 def search_rows(tools: Rows) -> list[tuple[str, ...]]:

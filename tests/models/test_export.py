@@ -17,9 +17,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from mmsr1 import assembly
+from mmsr1.assembly import training as assembly
 from mmsr1.config import register
-from mmsr1.models import checkpoint
+from mmsr1.models import checkpoint, loading
 from mmsr1.models.export import ExportError, export, main
 from mmsr1.models.loading import load_policy
 from mmsr1.models.lora import add_adapters, whole_weights
@@ -136,7 +136,7 @@ def test_an_empty_folder_is_filled_and_a_failure_leaves_it_empty(adapted, tmp_pa
         raise RuntimeError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(assembly, "save_policy", half)
+        patch.setattr(loading, "save_policy", half)
         with pytest.raises(RuntimeError, match="disk is full"):
             export(adapted[0], out)
     assert list(tmp_path.iterdir()) == [out] and not list(out.iterdir())

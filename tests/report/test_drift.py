@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from synthetic_run import start
 
-from mmsr1 import assembly
+from mmsr1.assembly import training as assembly
 from mmsr1.assembly.rollout import max_staleness
 from mmsr1.config import Config, register
 from mmsr1.report.curves import draw_panels

@@ -27,11 +27,10 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from mmsr1 import __version__
-from mmsr1.assembly.run import tool_table
 from mmsr1.assembly.tools import SearchTools, check_tools, ledger_folder, search_tools
 from mmsr1.cli import USER_ERRORS, checked, explain, refuse
 from mmsr1.config import Config, ToolsConfig, register
-from mmsr1.report.searches import search_table
+from mmsr1.report.searches import search_table, tool_table
 from mmsr1.tools import check
 from mmsr1.tools.base import CallFailed
 from mmsr1.tools.gateway.app import MIB, Settings, create_app
