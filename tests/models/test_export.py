@@ -17,7 +17,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from mmsr1.assembly import training as assembly
 from mmsr1.config import register
 from mmsr1.models import checkpoint, loading
 from mmsr1.models.export import ExportError, export, main
