@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from mmsr1.types import Picture, ToolItem, ToolResult
 
 DEFAULT, NO_PENALTY = "+experiment=grpo_balanced", "+experiment=grpo_no_penalty"
 BUNDLE = (sys.executable, "-m", "mmsr1.tools.bundle")
-FLIPS, RESULTS, MEGABYTE = 300, 100_000, 1024  # ru_maxrss is in KiB
+FLIPS, RESULTS = 300, 100_000
 # A network namespace of its own, in which only the loopback is up, for the processes of torch.
 OFFLINE = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 
@@ -179,13 +180,20 @@ def _noise(number: int) -> Any:
 
 
 def _peak(*arguments: str) -> float:
-    """Run a command; the most memory that it took, in MiB."""
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    """Run a command; the most memory that it took, in MiB.
+
+    Of its own address space: what wait4 tells of a child begins with what its parent had at the fork.
+    """
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    most, status = 0.0, Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        told = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        most = max(most, int(told[1]) / 1024) if told else most
+        time.sleep(0.01)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {process.stderr.read()[-500:]!r}")  # type: ignore[union-attr]
-    return usage.ru_maxrss / MEGABYTE
+        _, said = process.communicate()
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {said[-500:]}")
+    return most
 
 
 def _fresh(name: str) -> Path:
