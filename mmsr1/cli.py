@@ -33,6 +33,7 @@ _FIXED = {f"model.{name}" for name in ("path", "lora_rank", "lora_alpha", "freez
 _FIXED |= {"algorithm.kind", "algorithm.prompts_per_step", "data.mixture", "data.train_path", "data.train_size"}
 _FIXED |= {"data.kind", "data.root", "algorithm.all_equal", "algorithm.group_size"}
 _FIXED |= {f"rollout.{name}" for name in ("overlap", "oversample", "max_staleness")}
+CONF = Path(__file__).resolve().parents[1] / "conf"
 _FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0")  # as the user set it; `run_command` sets it for Hydra
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
@@ -81,6 +82,13 @@ def _mistakes_in_one_line(full_errors: bool, output: Path | None = None) -> Iter
         refuse(explain(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def composed(overrides: list[str]) -> Any:
+    """The raw configuration of train.py with these overrides, for commands beside it. Raises `USER_ERRORS`."""
+    register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", overrides)
 
 
 def refuse(message: str) -> NoReturn:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from acceptance._fake_web import FakeWeb
+from mmsr1 import cli
 from mmsr1.config import PartConfig, ToolsConfig
 from mmsr1.tools import check
 from mmsr1.tools.check import Finding, main, tried
@@ -135,4 +136,4 @@ def test_local_tools_need_nobody_and_a_mistake_is_one_line(capsys) -> None:
 
 
 def test_the_configuration_is_the_one_of_train() -> None:
-    assert (check.CONF / "config.yaml").is_file() and Path(check.CONF).name == "conf"
+    assert (cli.CONF / "config.yaml").is_file() and Path(cli.CONF).name == "conf"

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from mmsr1 import cli
 from mmsr1.cli import USER_ERRORS, explain, refuse
 from mmsr1.config import (
     AlgorithmConfig,
@@ -30,14 +30,12 @@ from mmsr1.config import (
     RolloutConfig,
     TrainerConfig,
     check,
-    register,
 )
 from mmsr1.models.memory import GIB, breakdown, by_moment, choose
 from mmsr1.models.policy_shape import PolicyShape
 from mmsr1.models.step_memory import BYTES, Engine, TrainingPlan
 from mmsr1.models.step_time import H100, H200, Assumptions, StepTime, step_time
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 SHAPES = Path(__file__).parent / "shapes"
 STARTING_POLICY = Path(__file__).parent / "starting_policy"
 # Not measured: context, libraries and the buffers between GPUs; by how much torch's allocator exceeds what is used.
@@ -67,9 +65,7 @@ def main(arguments: list[str]) -> None:
 
 def composed(overrides: list[str]) -> tuple[ModelConfig, RolloutConfig, AlgorithmConfig, TrainerConfig]:
     """The parts of train.py's configuration that a plan depends on, checked one by one: data need not be there."""
-    register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        raw: Any = hydra.compose("config", overrides)
+    raw = cli.composed(overrides)
     parts: Any = [OmegaConf.to_object(raw[name]) for name in ("model", "rollout", "algorithm", "trainer")]
     return tuple(parts)
 

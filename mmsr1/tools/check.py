@@ -14,19 +14,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from mmsr1 import cli
 from mmsr1.assembly.tools import part_providers
 from mmsr1.cli import USER_ERRORS, explain, refuse
-from mmsr1.config import ToolsConfig, register
+from mmsr1.config import ToolsConfig
 from mmsr1.tools.base import CallFailed
 from mmsr1.tools.fetch import SafeFetch
 from mmsr1.tools.pictures import encode_png
@@ -36,7 +35,6 @@ from mmsr1.tools.thumbnails import ThumbnailBackend
 from mmsr1.tools.web_types import ImageHit, Page, SummaryQuery, WebHit
 from mmsr1.types import Picture
 
-CONF = Path(__file__).parents[2] / "conf"
 QUERY = "When was the Eiffel Tower built?"
 PAGE = Page(
     "https://en.wikipedia.org/wiki/Eiffel_Tower",
@@ -174,9 +172,7 @@ def table(found: list[Finding]) -> Table:
 def composed(overrides: list[str]) -> tuple[ToolsConfig, int]:
     """The tools of train.py's configuration, and the image searches an episode may make; the rest need not make sense
     yet."""
-    register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        raw: Any = hydra.compose("config", overrides)
+    raw = cli.composed(overrides)
     found: Any = OmegaConf.to_object(raw.tools)
     return found, int(raw.rollout.image_searches)
 

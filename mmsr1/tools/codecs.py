@@ -67,7 +67,7 @@ def tool_entry(key: str, result: ToolResult, store: Store) -> str:
         }
         for item in result.items
     ]
-    return _canonical(
+    return canonical(
         {"cost_usd": result.cost_usd, "detail": result.detail, "items": items, "key": key, "status": result.status}
     )
 
@@ -93,7 +93,7 @@ def tool_result(key: str, text: object, store: Store) -> ToolResult:
 def part_entry(key: str, outcome: Outcome[V], codec: Codec[Any, V], store: Store) -> str:
     """The entry of a part's outcome; blobs of its value are put into the store."""
     value = None if outcome.value is None else codec.dump(outcome.value, store)
-    return _canonical(
+    return canonical(
         {"cost_usd": outcome.cost_usd, "detail": outcome.detail, "key": key, "status": outcome.status, "value": value}
     )
 
@@ -155,12 +155,13 @@ def _get_text(value: Json, store: Store) -> str:
     return typed(value, str)
 
 
-def _canonical(value: object) -> str:
+def canonical(value: object) -> str:
+    """JSON of which there is one form only: ASCII, sorted keys, no spaces."""
     return _ENCODER.encode(value)
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(_canonical(value).encode("ascii")).hexdigest()
+    return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()
 
 
 TEXT: Codec[Any, str] = Codec(asked, _put_text, _get_text)

@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from mmsr1.tools.bundle.rows import DIGEST, LATEST, RECORDED, Row, canonical, read_row
+from mmsr1.tools.bundle.rows import DIGEST, LATEST, RECORDED, Row, read_row
 from mmsr1.tools.bundle.table import Damaged, Table, TableWriter
-from mmsr1.tools.codecs import typed
+from mmsr1.tools.codecs import canonical, typed
 from mmsr1.tools.index_files import building
 from mmsr1.tools.pictures import BadPicture, decode
 from mmsr1.types import Picture, ToolName

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from mmsr1.tools.base import AroundTool, Tool
-from mmsr1.tools.bundle.rows import RECORDED, Row, canonical, read_row, row_of
+from mmsr1.tools.bundle.rows import RECORDED, Row, read_row, row_of
 from mmsr1.tools.cache import PICTURE
+from mmsr1.tools.codecs import canonical
 from mmsr1.tools.meter import ANSWERS, PartCounters
 from mmsr1.tools.store import Store
 from mmsr1.types import Picture, ToolResult

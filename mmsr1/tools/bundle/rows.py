@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from mmsr1.tools.codecs import asked, typed
+from mmsr1.tools.codecs import asked, canonical, typed
 from mmsr1.tools.meter import ANSWERS
 from mmsr1.types import Picture, ToolItem, ToolName, ToolResult, ToolStatus
 
@@ -25,7 +25,6 @@ from mmsr1.types import Picture, ToolItem, ToolName, ToolResult, ToolStatus
 RECORDED: tuple[ToolStatus, ...] = (*ANSWERS, "malformed_call", "infrastructure_error")
 LATEST = 2**33  # seconds since 1970: in the year 2242
 DIGEST = re.compile(r"[0-9a-f]{64}")
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 _FIELDS = {"asked", "at", "backend", "cost_usd", "detail", "items", "latency_s", "status", "tool"}
 _ITEM_FIELDS = {"title", "text", "url", "thumbnail"}
 
@@ -120,11 +119,6 @@ def read_row(text: str | bytes) -> Row:
 def call_key(tool: ToolName, query: Mapping[str, str]) -> bytes:
     """sha256 of the tool's name and what decides its answer in a query (`codecs.asked`)."""
     return hashlib.sha256(canonical([tool, query]).encode("ascii")).digest()
-
-
-def canonical(value: object) -> str:
-    """JSON of which there is one form only: ASCII, sorted keys, no spaces."""
-    return _ENCODER.encode(value)
 
 
 def _item(entry: Any) -> Item:

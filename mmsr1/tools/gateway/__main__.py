@@ -21,17 +21,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import hydra
 import uvicorn
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from mmsr1 import __version__
+from mmsr1 import __version__, cli
 from mmsr1.assembly.tools import SearchTools, check_tools, ledger_folder, search_tools
 from mmsr1.cli import USER_ERRORS, checked, explain, refuse
-from mmsr1.config import Config, ToolsConfig, register
+from mmsr1.config import Config, ToolsConfig
 from mmsr1.report.searches import search_table, tool_table
-from mmsr1.tools import check
 from mmsr1.tools.base import CallFailed
 from mmsr1.tools.gateway.app import MIB, Settings, create_app
 from mmsr1.tools.gateway.service import Service
@@ -63,10 +61,7 @@ class _Server(uvicorn.Server):
 
 def composed(overrides: list[str]) -> Config:
     """The configuration as train.py has it. Raises `USER_ERRORS`."""
-    register()
-    with hydra.initialize_config_dir(str(check.CONF), version_base="1.3"):
-        raw: Any = hydra.compose("config", overrides)
-    return checked(raw)
+    return checked(cli.composed(overrides))
 
 
 def token_of(host: str, variable: str | None) -> Secret | None:

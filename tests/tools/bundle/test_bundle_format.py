@@ -15,8 +15,9 @@ from PIL import Image
 from mmsr1.tools.bundle import format as format_module
 from mmsr1.tools.bundle.export import merge
 from mmsr1.tools.bundle.format import FILES, MANIFEST, Bundle, read_manifest, verify, written
-from mmsr1.tools.bundle.rows import call_key, canonical, read_row
+from mmsr1.tools.bundle.rows import call_key, read_row
 from mmsr1.tools.bundle.table import Damaged, TableWriter
+from mmsr1.tools.codecs import canonical
 from mmsr1.types import ToolResult
 
 TEXT, IMAGE = "text_search", "image_search"
