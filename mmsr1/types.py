@@ -36,6 +36,29 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """Where an answer was found. All text in it is untrusted."""
+
+    title: str
+    url: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What is known of an example beyond what a policy is asked and judged by.
+
+    `taxonomy` is its class, `difficulty` the share of a policy's rollouts that failed (0 to 1, None if nobody tried),
+    `licence` that of the picture and the page, as far as they say.
+    """
+
+    taxonomy: str = ""
+    difficulty: float | None = None
+    licence: str = ""
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True)
 class Example:
     """One question about images.
 
@@ -53,6 +76,7 @@ class Example:
     aliases: tuple[str, ...]
     search_need: SearchNeed
     source: str
+    notes: Notes = Notes()
 
     @property
     def is_free(self) -> bool | None:

@@ -16,7 +16,8 @@ from PIL import Image
 
 from acceptance._fake_web import FakeWeb
 from mmsr1.assembly import tools as assembled
-from mmsr1.assembly.tools import SearchTools, check_tools, fault_spec, part_providers, policy, search_tools
+from mmsr1.assembly.services import policy
+from mmsr1.assembly.tools import SearchTools, check_tools, fault_spec, part_providers, search_tools
 from mmsr1.config import Config, ConfigError, PartConfig, register
 from mmsr1.tools.fetch import SafeFetch
 from mmsr1.tools.pictures import decode, encode_png

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmsr1.assembly.tools import ledger_folder
+from mmsr1.assembly.services import ledger_folder
 from mmsr1.config import Config, ConfigError, check
 from mmsr1.evaluation import scorecard
 from mmsr1.models import checkpoint

@@ -11,19 +11,18 @@ docs/tools.md draws the whole stack.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from mmsr1.assembly.data import emblem_store
+from mmsr1.assembly.services import NEVER, Services, check_key, provider_of, run_budget
 from mmsr1.config import Config, ConfigError, FaultsConfig, PartConfig, ToolsConfig
 from mmsr1.config.tools import HERE, WHOLE
 from mmsr1.tools.base import Backend, Part, Tool
 from mmsr1.tools.blocklist import Blocklist
 from mmsr1.tools.breaker import Breaker
-from mmsr1.tools.budget import Budget, BudgetLimits, Paid
 from mmsr1.tools.bundle.format import Bundle
 from mmsr1.tools.bundle.record import FOLDER as SEARCHES
 from mmsr1.tools.bundle.record import Recorded, Recorder
@@ -36,14 +35,11 @@ from mmsr1.tools.image_search.local import LocalImageSearch
 from mmsr1.tools.image_search.web import WebImageSearch
 from mmsr1.tools.index_files import MANIFEST
 from mmsr1.tools.items import ItemsTool
-from mmsr1.tools.ledger import Ledger
-from mmsr1.tools.meter import Meter, Row
+from mmsr1.tools.meter import Row
 from mmsr1.tools.metered import Metered
 from mmsr1.tools.providers import image_provider, reader_provider, summarizer_provider, text_provider
 from mmsr1.tools.providers.base import Provider
-from mmsr1.tools.providers.raw import ParsedPart, RawBackend
 from mmsr1.tools.similar import Similar
-from mmsr1.tools.store import Store
 from mmsr1.tools.text_search.local import LocalTextSearch
 from mmsr1.tools.text_search.web import WebTextSearch
 from mmsr1.tools.thumbnails import ThumbnailBackend
@@ -54,8 +50,6 @@ from mmsr1.types import Picture, ToolName
 HITS = 10  # asked of a search engine: more than are shown, because some are blocked or cannot be read
 # Thumbnails come from a search engine's own hosts, which bear more than its interface; they are worth little waiting.
 THUMBNAILS = CallPolicy(attempts=2, timeout_s=10, deadline_s=20, rate_per_s=100, concurrent=64)
-FAILURES = 8  # attempts that make a service look dead
-NEVER = 10**9  # of what is fetched from many hosts: one that is down says nothing about the next
 PATIENCE_S = 3600.0  # beyond what any tool allows itself
 REHEARSED_PATIENCE_S = 2.0  # with an outage that is known to last
 
@@ -63,50 +57,31 @@ REHEARSED_PATIENCE_S = 2.0  # with an outage that is known to last
 class SearchTools(dict[Any, Tool[Any]]):
     """The tools by name, and what a run wants to know of them."""
 
-    def __init__(self, tools: Mapping[ToolName, Tool[Any]], stack: _Stack) -> None:
+    def __init__(self, tools: Mapping[ToolName, Tool[Any]], services: Services) -> None:
         super().__init__(tools)
-        self._meter, self._budget, self._guards = stack.meter, stack.budget, stack.guards
-        self._stops = stack.config.tools.budget.when_spent == "stop"
-        self._closing = stack.closing
+        self._services = services
 
     def rows(self) -> Mapping[str, Row]:
         """Figures of every tool and part since they were made."""
-        return self._meter.rows()
+        return self._services.rows()
 
     def spent(self) -> str | None:
-        """Why the run is to end, in one line: its budget, or an account or key of a service. None while there is
-        something left, or nothing is to end it."""
-        if not self._stops:
-            return None
-        return self._budget.left or next((told for guard in self._guards if (told := _told(*guard))), None)
+        """See `Services.spent`."""
+        return self._services.spent()
 
     async def aclose(self) -> None:
-        """Close all connections; on the event loop that used them."""
-        await asyncio.gather(*(close() for close in self._closing), return_exceptions=True)
-
-
-def _told(guard: Guarded[Any, Any], key_env: str | None) -> str | None:
-    """Why a service is of no use any more, and what to do, if it is not."""
-    if guard.of_no_use is None:
-        return None
-    if guard.name.startswith("retrieve"):  # it is another's budget, account or bundle
-        return f"{guard.of_no_use}; mend that first, at the server"
-    key = "" if key_env is None else f" or another key in {key_env}"
-    return f"{guard.of_no_use}; mend that first: it needs credit{key}"
-
-
-def ledger_folder(run: Path) -> Path:
-    return run / "ledger"
+        """See `Services.aclose`."""
+        await self._services.aclose()
 
 
 def search_tools(config: Config, run: Path, rank: int = 0, ranks: int = 1) -> SearchTools:
     """Image and text search for one of `ranks` processes of the run in folder `run`. Raises as `check_tools` does."""
     stack = _Stack(config, run, rank, ranks)
     tools: dict[ToolName, Tool[Any]] = {
-        "image_search": Metered(stack.rehearsed(stack.image_search()), stack.meter),
-        "text_search": Metered(stack.rehearsed(stack.text_search()), stack.meter),
+        "image_search": Metered(stack.rehearsed(stack.image_search()), stack.services.meter),
+        "text_search": Metered(stack.rehearsed(stack.text_search()), stack.services.meter),
     }
-    return SearchTools(tools, stack)
+    return SearchTools(tools, stack.services)
 
 
 def check_tools(config: Config, run: Path) -> None:
@@ -116,31 +91,15 @@ def check_tools(config: Config, run: Path) -> None:
     """
     searches = []
     for name, provider in part_providers(config.tools):
-        check_key(name, provider)
+        check_key(f"tools.{name}", provider)
         searches += [provider.price_usd] if name.endswith("_search") else []
     blocked(config)
     for name in ("text_index", "image_index"):
         local_index(config, name)
     frozen_web(config)
-    told = budget(config, run).reached(min(searches, default=0.0))
+    told = run_budget(config.tools.budget, Path(config.tools.cache_dir), run).reached(min(searches, default=0.0))
     if told is not None and config.tools.budget.when_spent == "stop":
         raise ConfigError(told)
-
-
-def budget(config: Config, run: Path) -> Budget:
-    """What the run may spend; a day's limits are shared with all that share the cache."""
-    limits = {name: value for name, value in vars(config.tools.budget).items() if name != "when_spent"}
-    try:
-        return Budget(BudgetLimits(**limits), run, Path(config.tools.cache_dir) / "budget")
-    except ValueError as error:
-        raise ConfigError(f"tools.budget: {' '.join(str(error).split())}") from error
-
-
-def check_key(name: str, provider: Provider[Any, Any]) -> None:
-    """Raises ConfigError if the key of a part is not there."""
-    secret = provider.secret
-    if secret is not None and secret.missing:
-        raise ConfigError(f"tools.{name}.key_env={secret.env}: this environment variable is not set; put the key in it")
 
 
 def part_providers(tools: ToolsConfig) -> Iterator[tuple[str, Provider[Any, Any]]]:
@@ -160,15 +119,7 @@ def part_providers(tools: ToolsConfig) -> Iterator[tuple[str, Provider[Any, Any]
         part: PartConfig = getattr(tools, name)
         asks = part.provider != "none" and (part.provider not in HERE or name == "reader")
         if asks and not (name in ("reader", "summarizer") and tools.text_search.provider in (*HERE, *WHOLE)):
-            yield name, _provider(name, part, make, settings)
-
-
-def _provider(name: str, part: PartConfig, make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
-    access = {"url": part.url, "key_env": part.key_env, "price_usd": part.price_usd}
-    try:
-        return make(part.provider, **access, timeout_s=part.timeout_s, options=part.options, **settings)
-    except ValueError as error:
-        raise ConfigError(f"tools.{name}.{error}") from error
+            yield name, provider_of(f"tools.{name}", part, make, settings)
 
 
 def blocked(config: Config) -> Blocklist:
@@ -207,11 +158,6 @@ def local_index(config: Config, name: str) -> Path | None:
     return None if folder is None else Path(folder)
 
 
-def policy(part: PartConfig, ranks: int) -> CallPolicy:
-    """How one of `ranks` processes may ask; the rate is that of all together."""
-    return CallPolicy(part.attempts, part.timeout_s, part.deadline_s, part.rate_per_s / ranks, part.concurrent)
-
-
 @dataclass
 class _Stack:
     """What the tools of one process are made of."""
@@ -222,18 +168,14 @@ class _Stack:
     ranks: int
 
     def __post_init__(self) -> None:
-        self.meter = Meter()
-        self.closing: list[Callable[[], Awaitable[None]]] = []
-        self.guards: list[tuple[Guarded[Any, Any], str | None]] = []  # of services, with the variables of their keys
+        tools = self.config.tools
+        self.services = Services(Path(tools.cache_dir), tools.budget, self.run, self.config.seed, self.rank, self.ranks)
         for name in get_args(ToolName):  # first in every table
-            self.meter.part(name)
-        self.cache = Store(Path(self.config.tools.cache_dir))
-        self.ledger = Ledger(ledger_folder(self.run), f"rank{self.rank}")
-        self.budget = budget(self.config, self.run)
+            self.services.meter.part(name)
         self.bundle = bundle(self.config)
-        self.recorder = Recorder(self.cache, self.run / SEARCHES / f"rank{self.rank}.jsonl")
-        self._providers = dict(part_providers(self.config.tools))
-        self.closing += [provider.aclose for provider in self._providers.values()]
+        self.recorder = Recorder(self.services.cache, self.run / SEARCHES / f"rank{self.rank}.jsonl")
+        self._providers = dict(part_providers(tools))
+        self.services.closing += [provider.aclose for provider in self._providers.values()]
 
     def image_search(self) -> Tool[Picture]:
         if self.config.tools.image_search.provider == "replay":
@@ -282,17 +224,17 @@ class _Stack:
         def guard(backend: Backend[Any, Any]) -> Part[Any, Any]:
             policy = CallPolicy(faults.attempts, PATIENCE_S, PATIENCE_S, 1e6, 10_000, backoff_s=faults.latency_s)
             breaker = Breaker(patience_s=REHEARSED_PATIENCE_S)
-            return Guarded(backend, policy, breaker, self.meter, self.config.seed)
+            return Guarded(backend, policy, breaker, self.services.meter, self.config.seed)
 
         return Rehearsed(tool, spec, self.config.seed, guard)
 
     def _replayed(self, name: ToolName) -> Tool[Any]:
         assert self.bundle is not None
-        tools, counters = self.config.tools, self.meter.part(f"{name}_bundle")
+        tools, counters = self.config.tools, self.services.meter.part(f"{name}_bundle")
         return Replayed(name, self.bundle, tools.on_miss, tools.replay_latency, counters)  # type: ignore[arg-type]
 
     def _recorded(self, tool: Tool[Any]) -> Tool[Any]:
-        return Recorded(tool, self.recorder, self.meter.part(tool.name))
+        return Recorded(tool, self.recorder, self.services.meter.part(tool.name))
 
     def _opened(self, key: str, make: Callable[..., Tool[Any]], *arguments: Any) -> Tool[Any]:
         """An index of this disk. Raises ConfigError for one that this code cannot read."""
@@ -302,34 +244,26 @@ class _Stack:
             raise ConfigError(f"tools.{key}={getattr(self.config.tools, key)}: {error}") from error
 
     def _cached(self, tool: Tool[Any]) -> Tool[Any]:
-        return CachedTool(tool, self.cache, ledger=self.ledger)
+        return CachedTool(tool, self.services.cache, ledger=self.services.ledger)
 
     def _part(self, name: str, codec: Codec[Any, str], counted: bool = True) -> Part[Any, Any]:
-        """A service behind everything that stands around its calls; its raw answers are what is kept."""
-        provider, part = self._providers[name], getattr(self.config.tools, name)
+        part: PartConfig = getattr(self.config.tools, name)
         many_hosts = name == "reader" and part.provider == "local"
-        guarded = Guarded(
-            RawBackend(provider),
-            policy(part, self.ranks),
-            Breaker(failures=NEVER if many_hosts else FAILURES, name=provider.name),
-            self.meter,
-            self.config.seed,
-        )
-        self.guards.append((guarded, None if provider.secret is None else provider.secret.env))
-        paid = Paid(guarded, self.budget, self.ledger)
-        return ParsedPart(CachedPart(paid, self.cache, codec, meter=self.meter if counted else None), provider)
+        return self.services.part(self._providers[name], part, codec, counted, many_hosts)
 
     def _pages(self) -> Part[str, Page]:
         """Pages as they were read, kept beside the raw answers: reading one again takes its time."""
-        return CachedPart(self._part("reader", TEXT, counted=False), self.cache, PAGE, meter=self.meter)
+        return CachedPart(
+            self._part("reader", TEXT, counted=False), self.services.cache, PAGE, meter=self.services.meter
+        )
 
     def _thumbnails(self) -> Part[str, Picture]:
         tools = self.config.tools
         fetch = SafeFetch(THUMBNAILS.timeout_s, tools.thumbnail_hosts)
-        self.closing.append(fetch.aclose)
+        self.services.closing.append(fetch.aclose)
         backend = ThumbnailBackend(fetch, tools.thumbnail_edge)
-        guarded = Guarded(backend, THUMBNAILS, Breaker(failures=NEVER), self.meter, self.config.seed)
-        return CachedPart(guarded, self.cache, PICTURE, meter=self.meter)
+        guarded = Guarded(backend, THUMBNAILS, Breaker(failures=NEVER), self.services.meter, self.config.seed)
+        return CachedPart(guarded, self.services.cache, PICTURE, meter=self.services.meter)
 
 
 def fault_spec(faults: FaultsConfig, tool: ToolName) -> FaultSpec:

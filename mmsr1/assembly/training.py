@@ -28,7 +28,8 @@ from mmsr1.assembly.rollout import (
     sampling,
 )
 from mmsr1.assembly.run import Start, complete, resume_point, run_record, summary
-from mmsr1.assembly.tools import SearchTools, check_tools, frozen_web, ledger_folder, search_tools
+from mmsr1.assembly.services import ledger_folder
+from mmsr1.assembly.tools import SearchTools, check_tools, frozen_web, search_tools
 from mmsr1.assembly.warmup import WarmupData
 from mmsr1.models.loading import save_policy
 

@@ -26,7 +26,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from mmsr1 import __version__, cli
-from mmsr1.assembly.tools import SearchTools, check_tools, ledger_folder, search_tools
+from mmsr1.assembly.services import ledger_folder
+from mmsr1.assembly.tools import SearchTools, check_tools, search_tools
 from mmsr1.cli import USER_ERRORS, checked, explain, refuse
 from mmsr1.config import Config, ToolsConfig
 from mmsr1.report.searches import search_table, tool_table

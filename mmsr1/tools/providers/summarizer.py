@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from mmsr1.tools.base import Answer, CallFailed
 from mmsr1.tools.http import Reply
 from mmsr1.tools.providers.base import Access, WebProvider
+from mmsr1.tools.providers.chat import chat_path, check_credits, first_choice, spoken
 from mmsr1.tools.providers.fields import TEXT_CHARACTERS, document, encodable, searchable
 from mmsr1.tools.sanitize import neutralise
 from mmsr1.tools.web_types import SummaryQuery
@@ -40,7 +41,6 @@ Searched for: {query}
 
 What does the page say about: {query}"""
 
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 # Where a sentence may end: a stop before what can begin the next one.
 _STOP = re.compile(
     r"(?<![.!?])[.!?]++[\"')\]\u201d\u2019]*+(?=\s++[^\sa-z])|[\u3002\uff01\uff1f]++[\"\u201d\u2019\u300d]*+"
@@ -69,7 +69,7 @@ class OpenAiSummarizer(WebProvider[SummaryQuery, str]):
         if not self.options["model"]:
             raise ValueError(f"options.model: {self.name} needs the name of the model that summarises")
         self._sentences, self._characters = sentences, characters
-        self._path = "/chat/completions" if self._url.endswith("/v1") else "/v1/chat/completions"
+        self._path = chat_path(self._url)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -82,19 +82,12 @@ class OpenAiSummarizer(WebProvider[SummaryQuery, str]):
             # Characters are known here, tokens only there: a page in Chinese has more than the model can read.
             if reply.status != 400 or len(query.page.text) <= characters // 2:
                 break
-        if reply.status == 429 and "insufficient_quota" in reply.text:
-            raise CallFailed("exhausted", "the account has no credits left")
+        check_credits(reply)
         # What is refused here is this page, or all: the model that searched has no part in it.
         return self._answer(reply, {400: "blocked", 413: "blocked", 422: "refused"})
 
     def parse(self, raw: str, query: SummaryQuery) -> str:
-        choices = document(raw).get("choices")
-        first = choices[0] if isinstance(choices, list) and choices else None
-        message = first.get("message") if isinstance(first, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(content, str):
-            raise CallFailed("broken", "the answer has no message")
-        said = spoken(content)
+        said = spoken(first_choice(document(raw))[0])
         if not said:
             raise CallFailed("broken", "the model said nothing")
         return "" if is_nothing(said) else first_sentences(said, self._sentences)
@@ -116,16 +109,6 @@ class OpenAiSummarizer(WebProvider[SummaryQuery, str]):
             ],
         }
         return await self._http.request("POST", f"{self._url}{self._path}", headers=self._bearer(), json=body)
-
-
-def spoken(content: str) -> str:
-    """What a model said, without what it thought; a thought without a beginning, or without an end, is one too.
-
-    >>> spoken("<think>hm</think> Paris.")
-    'Paris.'
-    """
-    said = _THOUGHT.sub("", encodable(content))
-    return said.rpartition("</think>")[2].strip()
 
 
 def is_nothing(said: str) -> bool:
