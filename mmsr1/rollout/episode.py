@@ -7,15 +7,15 @@ goes wrong ends up in `Episode.stop` or in the status of a call, never in an exc
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from mmsr1.rollout.crop import crop
-from mmsr1.rollout.engines.base import Engine, EngineFailure, Sampling, TokenPrompt, request_seed
-from mmsr1.rollout.protocol import Answer, ImageSearch, Malformed, TextSearch, is_open_reason, parse_turn
+from mmsr1.rollout.engines.base import Engine, Sampling
+from mmsr1.rollout.protocol import ActionName, Answer, ImageSearch, Malformed, TextSearch, parse_turn
 from mmsr1.rollout.renderer import Renderer
+from mmsr1.rollout.turn import Clock, take_turn
 from mmsr1.tools.base import Tool
 from mmsr1.types import (
     REACHED_TOOL,
@@ -23,10 +23,8 @@ from mmsr1.types import (
     Example,
     Exchange,
     Picture,
-    Sampled,
     Segment,
     Stop,
-    Timings,
     ToolCall,
     ToolName,
     ToolResult,
@@ -43,7 +41,8 @@ class Limits:
     At a limit the model is told so and has its last turn to answer. `on_tool_failure`: `stop` ends the episode (it
     will not be trained on), `tell` reports the failure to the model and goes on; `on_over_budget` likewise, for money
     that the run has no more of (a search beyond `searches` is always told). With `crops` a part of the image may be
-    searched by, if the renderer knows the size that the model sees.
+    searched by, if the renderer knows the size that the model sees. `actions` are what the first turns must do, each
+    for its own reasons (see `turn`): a branch that shows what a search is worth, and is never trained on.
     """
 
     turns: int = 3
@@ -53,17 +52,7 @@ class Limits:
     on_tool_failure: Literal["stop", "tell"] = "stop"
     on_over_budget: Literal["stop", "tell"] = "tell"
     crops: bool = False
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """What the model said in one turn; `failure` if the engine could not go on."""
-
-    segments: tuple[Segment, ...]
-    text: str
-    cut: bool
-    ended: bool
-    failure: EngineFailure | None = None
+    actions: tuple[ActionName, ...] = ()
 
 
 async def run_episode(
@@ -80,14 +69,17 @@ async def run_episode(
 
     `seed` (run seed, split, step, ...) with the example, rollout and turn determines every draw of the engine.
     """
-    clock = _Clock()
+    clock = Clock()
     talk = renderer.first(example)
     turns: list[str] = []
     calls: list[Exchange] = []
     stop: Stop = "turn_limit"
     last = limits.turns == 1
     for number in range(limits.turns):
-        turn = await _take_turn(engine, renderer, talk, limits, sampling, (*seed, example.id, rollout, number), clock)
+        room = min(limits.turn_tokens, limits.episode_tokens - renderer.length(talk))
+        forced = limits.actions[number] if number < len(limits.actions) else None
+        key = (*seed, example.id, rollout, number)
+        turn = await take_turn(engine, renderer, talk, room, sampling, key, clock, forced)
         talk += turn.segments
         if turn.failure is not None:
             stop = "engine_failure"
@@ -125,37 +117,6 @@ async def run_episode(
     )
 
 
-async def _take_turn(
-    engine: Engine,
-    renderer: Renderer,
-    talk: list[Segment],
-    limits: Limits,
-    sampling: Sampling,
-    seed: tuple[object, ...],
-    clock: _Clock,
-) -> _Turn:
-    """Sample until the turn ends. A stop string inside open reasoning is only a mention: the turn goes on after it."""
-    said: list[Segment] = []
-    room = min(limits.turn_tokens, limits.episode_tokens - renderer.length(talk))
-    text = ""
-    while room > 0:
-        segments = [*talk, *said]
-        ids = tuple(token for segment in segments for token in segment.token_ids)
-        prompt = TokenPrompt(ids, tuple(picture for segment in segments for picture in segment.images))
-        draw = replace(sampling, max_tokens=room, seed=request_seed(*seed, len(said)))
-        completion = await clock.waiting("engine", engine.generate(prompt, draw))
-        if isinstance(completion, EngineFailure):
-            return _Turn(tuple(said), text, cut=False, ended=False, failure=completion)
-        for ids, logprobs, version in completion.parts():
-            said.append(Segment("sampled", ids, trusted=False, sampled=Sampled(logprobs, version)))
-        room -= len(completion.token_ids)
-        text = renderer.decode([token for segment in said for token in segment.token_ids])
-        final = completion.token_ids[-1] if completion.token_ids else None
-        if completion.finish == "stop" and (final in renderer.special_ids or not is_open_reason(text)):
-            return _Turn(tuple(said), text, cut=False, ended=final == renderer.end_of_turn)
-    return _Turn(tuple(said), text, cut=True, ended=False)
-
-
 async def _call(
     action: ImageSearch | TextSearch | Malformed,
     turn: int,
@@ -164,7 +125,7 @@ async def _call(
     renderer: Renderer,
     limits: Limits,
     calls: list[Exchange],
-    clock: _Clock,
+    clock: Clock,
 ) -> tuple[Exchange, bool]:
     """Carry out a search within the episode's budget for that tool; and whether the tool's failure ends the episode."""
     box = action.box if isinstance(action, ImageSearch) else None
@@ -217,21 +178,3 @@ def _hear(
     if not last and room - renderer.length(heard) < limits.turn_tokens:
         return renderer.results(exchange.call, exchange.result, example.question, room, turn_open, True), True
     return heard, last
-
-
-class _Clock:
-    """Seconds of an episode, in all and spent waiting for engine and tools."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = {"engine": 0.0, "tools": 0.0}
-
-    async def waiting(self, kind: Literal["engine", "tools"], work: Awaitable[T]) -> T:
-        start = time.perf_counter()
-        try:
-            return await work
-        finally:
-            self._waited[kind] += time.perf_counter() - start
-
-    def read(self) -> Timings:
-        return Timings(time.perf_counter() - self._start, self._waited["engine"], self._waited["tools"])

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 STOP_STRINGS = ("</search>", "</text_search>", "</answer>")
+ActionName = Literal["answer", "image_search", "text_search"]
+OPENINGS: dict[ActionName, str] = {"answer": "<answer>", "image_search": "<search>", "text_search": "<text_search>"}
 TAGS = ("reason", "search", "img", "text_search", "answer", "information", "think", "tool_call")
 # Pixels: a smaller part of an image shows nothing.
 LEAST_CROP = 8
