@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsr1.cli import remove_empty, restore_environment, run_command
 from mmsr1.config import Config, ConfigError, check
+from mmsr1.config.rollout import TRAINABLE
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -40,6 +41,8 @@ def main(config: Config, output: Path) -> None:
     from mmsr1.models.plan import settle
     from mmsr1.processes import is_first_process, started_count, started_from_outside
 
+    remedy = f"only answers, and cannot be trained; give one of {', '.join(TRAINABLE)}"
+    check(config.rollout.engine in TRAINABLE, "rollout.engine", config.rollout.engine, remedy)
     config = settle(config)
     wanted = config.trainer.devices * config.trainer.num_nodes
     if wanted > 1 and not started_from_outside():
@@ -160,7 +163,7 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
     with RunProgress(config.trainer.max_steps, shown=first) as progress, TemporaryDirectory() as scratch:
         progress.say(f"run directory: {run.path}" + (f", from step {start.done}" if config.resume else ""))
         progress.begin("data", 1)
-        examples, validation, skipped = assembly.training_examples(config)
+        examples, validation, skipped = assembly.training_examples(config, progress)
         remarks = (*assembly.remarks(config, examples), *price_remarks(config))
         for line in (*assembly.skipped_rows(skipped), *remarks):
             progress.say(line)
@@ -229,7 +232,8 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> 
     policy = Policy(files.model, config.model.logprob_chunk)
     optim, sharding = assembly.optim_spec(algorithm, steps, config.trainer), assembly.sharding(config)
     if algorithm.kind == "sft":
-        data: Any = assembly.WarmupData(config, files)
+        make = assembly.WarmupData if algorithm.traces is None else assembly.TraceData
+        data: Any = make(config, files)
         buffer, prompts = None, lambda step: ()
         module: PolicyModule = SFTModule(policy, files.patches, optim, algorithm.token_budget, frozen, sharding)
     else:

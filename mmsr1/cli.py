@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
@@ -30,11 +31,16 @@ from mmsr1.rollout.prompts import load_prompts
 USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ConfigError)
 # What a checkpoint was made with; another value would train something else in its place.
 _FIXED = {f"model.{name}" for name in ("path", "lora_rank", "lora_alpha", "freeze_vision", "hidden", "layers")}
-_FIXED |= {"algorithm.kind", "algorithm.prompts_per_step", "data.mixture", "data.train_path", "data.train_size"}
+_FIXED |= {"algorithm.kind", "algorithm.prompts_per_step", "data.train_path", "data.train_size"}
 _FIXED |= {"data.kind", "data.root", "algorithm.all_equal", "algorithm.group_size"}
 _FIXED |= {f"rollout.{name}" for name in ("overlap", "oversample", "max_staleness")}
+_FIXED_GROUPS = ("data.world.", "data.mix.", "data.sources")
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0")  # as the user set it; `run_command` sets it for Hydra
+_SPELT = {
+    "data.mix": "is a group: data/mix=natural; its keys are data.mix.shares.free and so on",
+    "data.sources": "is a list of files: 'data.sources=[{path: a.parquet, weight: 2}, {path: b.jsonl}]'",
+}
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
@@ -97,6 +103,13 @@ def refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Options of a command beside train.py; a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        refuse(f"{message}; --help lists the options")
+
+
 def _resuming(arguments: list[str]) -> list[str]:
     """The command line with the run directory that `resume=` names as Hydra's own."""
     named = [argument.removeprefix("resume=").strip('"') for argument in arguments if argument.startswith("resume=")]
@@ -124,7 +137,7 @@ def resumed(run: Path, overrides: list[str]) -> Any:
         if key != "resume":
             remedy = "a resumed run brings its own configuration; beside it give only keys like trainer.max_steps=80"
             check(plain, key, given.partition("=")[2], remedy)
-            fixed = key in _FIXED or key.startswith("data.world.")
+            fixed = key in _FIXED or key.startswith(_FIXED_GROUPS)
             check(not fixed, key, given.partition("=")[2], "a resumed run keeps its model and its examples")
             OmegaConf.update(saved, key, override.value(), force_add=False)
     nodes = {"grpo": schema.GrpoConfig, "sft": schema.SftConfig}
@@ -153,11 +166,13 @@ def _check_keys(node: Any, prefix: str = "") -> None:
 
 def _check_files(config: Config) -> None:
     """What the configuration names is there; quick, so that a mistake shows before anything heavy is imported."""
-    for key in ("train_path", "val_path"):
-        if path := getattr(config.data, key):
-            check(Path(path).is_file(), f"data.{key}", path, "no such file; give a parquet file in the FVQA format")
+    held_out = {"data.val_path": config.data.val_path} if config.data.val_path else {}
+    for key, path in (config.data.files | held_out).items():
+        wanted = "give a parquet file in the FVQA format, or JSON lines (.jsonl)"
+        check(Path(path).is_file(), key, path, f"no such file; {wanted}")
+        if Path(path).suffix.lower() != ".jsonl":
             with Path(path).open("rb") as file:
-                check(file.read(4) == b"PAR1", f"data.{key}", path, "give a parquet file in the FVQA format")
+                check(file.read(4) == b"PAR1", key, path, wanted)
     if path := config.model.path:
         found = Path(path, "config.json").is_file() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)
         check(bool(found), "model.path", path, "no model there; give a Hugging Face folder or a hub id")
@@ -201,6 +216,8 @@ def _explain_value(text: str, detail: str) -> str:
         return f"{subject}: there is no such key{where}{_hint(full[1].rpartition('.')[2])}"
     if wanted := re.search(r"could not be converted to (\w+)", detail):
         return f"{subject}: must be {_KINDS.get(wanted[1], wanted[1])}{where}"
+    if "Invalid" in detail and (spelt := _SPELT.get(full[1].partition("[")[0])):
+        return f"{_as_typed(full[1].partition('[')[0])}: {spelt}{where}"
     if "is not Optional" in detail:
         return f"{subject}: needs a value{where}"
     return f"{subject}: {detail.splitlines()[0]}{where}"

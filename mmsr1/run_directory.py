@@ -95,28 +95,28 @@ class RunDirectory:
         if clash:
             raise ValueError(f"figures may not be named {sorted(clash)}: the line holds step and split already")
         line = {"step": step, "split": _checked_split(split)} | {k: _number(v) for k, v in figures.items()}
-        _append_line(self.path / "metrics.jsonl", _dump(line))
+        append_line(self.path / "metrics.jsonl", json_line(line))
 
     def read_metrics(self, split: str | None = None) -> list[dict[str, Any]]:
         """All metric lines in the order written, or those of one split; a figure that was not finite is None."""
-        rows = _read_lines(self.path / "metrics.jsonl")
+        rows = read_lines(self.path / "metrics.jsonl")
         return [row for row in rows if split is None or row["split"] == split]
 
     def log_consumed(self, step: int, examples: Sequence[str]) -> None:
         """Append the ids of the examples that a training step consumed, in its order."""
-        _append_line(self.path / "consumed.jsonl", _dump({"step": step, "examples": list(examples)}))
+        append_line(self.path / "consumed.jsonl", json_line({"step": step, "examples": list(examples)}))
 
     def read_consumed(self) -> list[dict[str, Any]]:
         """One row a training step, in order."""
-        return _read_lines(self.path / "consumed.jsonl")
+        return read_lines(self.path / "consumed.jsonl")
 
     def drop_after(self, step: int) -> None:
         """Forget what was written of steps beyond `step`: a run resumed there will write it again."""
         for name in ("metrics.jsonl", "consumed.jsonl"):
-            rows = _read_lines(self.path / name)
+            rows = read_lines(self.path / name)
             kept = [row for row in rows if row["step"] <= step]
             if len(kept) < len(rows):
-                write_whole(self.path / name, b"".join(_dump(row) for row in kept))
+                write_whole(self.path / name, b"".join(json_line(row) for row in kept))
         for file in (self.path / "episodes").glob("*-*.jsonl"):
             if _step_of(file) > step:
                 file.unlink()
@@ -126,11 +126,11 @@ class RunDirectory:
     ) -> Path:
         """Write episodes/<split>-<step>.jsonl from `episode_record`s, and each picture once under its digest."""
         for picture in pictures:
-            file = self.path / "episodes" / "images" / f"{picture.digest}.{_suffix(picture.data)}"
+            file = self.path / "episodes" / "images" / f"{picture.digest}.{picture_suffix(picture.data)}"
             if not file.exists():
                 write_whole(file, picture.data)
         file = self._episodes_file(split, step)
-        write_whole(file, b"".join(_dump(record) for record in records))
+        write_whole(file, b"".join(json_line(record) for record in records))
         return file
 
     def write_groups(self, split: str, step: int, groups: Iterable[Group]) -> Path:
@@ -153,7 +153,7 @@ class RunDirectory:
         file = self._episodes_file(split, step)
         if not file.exists():
             raise FileNotFoundError(f"no {file.name} in {file.parent}; steps written: {self.episode_steps(split)}")
-        return _read_lines(file)
+        return read_lines(file)
 
     def read_picture(self, digest: str) -> Picture | None:
         """The picture of that digest, or None if it was not kept. Raises ValueError for anything but a digest."""
@@ -237,7 +237,7 @@ def git_commit(root: Path) -> str | None:
     return commit.strip() + ("-dirty" if changes.strip() else "")
 
 
-def _suffix(data: bytes) -> str:
+def picture_suffix(data: bytes) -> str:
     """File name ending by the first bytes; "bin" for formats that a search engine sent and nobody asked for."""
     if data.startswith(b"\x89PNG"):
         return "png"
@@ -276,11 +276,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _dump(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(_plain(row), allow_nan=False) + "\n").encode()
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
+def read_lines(file: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; what follows the last newline was cut off by a kill and does not count."""
     if not file.exists():
         return []
@@ -288,7 +288,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _append_line(file: Path, line: bytes) -> None:
+def append_line(file: Path, line: bytes) -> None:
     """Add `line` in one write, after cutting off an unfinished last line."""
     file.touch()
     with file.open("r+b", buffering=0) as stream:

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mmsr1.models": (*BASE, "mmsr1.models"),
     "mmsr1.run_directory": BASE,
     "mmsr1.rollout": (*BASE, "mmsr1.rollout", "mmsr1.tools", "mmsr1.rewards", "mmsr1.models", "mmsr1.run_directory"),
-    "mmsr1.data": (*BASE, "mmsr1.data", "mmsr1.tools", "mmsr1.rollout.renderer"),
+    "mmsr1.data": (*BASE, "mmsr1.data", "mmsr1.tools", "mmsr1.run_directory", "mmsr1.rollout.renderer", "mmsr1.rollout.engines.base"),
     "mmsr1.evaluation": (*STAGES, "mmsr1.evaluation"),
     "mmsr1.report": (*STAGES, "mmsr1.evaluation", "mmsr1.report"),
 }
@@ -35,6 +35,8 @@ ENTRY_POINTS = (
     "ask",
     "mmsr1.assembly",
     "mmsr1.cli",
+    "mmsr1.data.balance.__main__",
+    "mmsr1.data.traces.__main__",
     "mmsr1.models.export",
     "mmsr1.models.plan",
     "mmsr1.tools.bundle.__main__",

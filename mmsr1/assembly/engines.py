@@ -8,16 +8,46 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmsr1.assembly.services import Services, check_key, provider_of
 from mmsr1.config import Config, ConfigError, check
 from mmsr1.models.loading import PolicyFiles
 from mmsr1.models.ranks import Ranks
 from mmsr1.rollout.engines.base import Engine
 
 
-def engine(config: Config, files: PolicyFiles, weights: Path, rank: int) -> Engine:
+def engine(config: Config, files: PolicyFiles, weights: Path, rank: int, services: Services) -> Engine:
     """Started with the weights of a folder; the first sync brings those of the trainer. `rank` 0 pushes them where
-    ranks share their engines."""
-    return _MAKE[config.rollout.engine](config, files, weights, rank)
+    ranks share their engines. An engine that asks a service asks through those of the run."""
+    kind = config.rollout.engine
+    if kind == "openai":
+        return _openai(config, files, services)
+    if kind == "emblem_teacher":
+        return _emblem_teacher(config, files)
+    return _MAKE[kind](config, files, weights, rank)
+
+
+def _openai(config: Config, files: PolicyFiles, services: Services) -> Engine:
+    from mmsr1.rollout.engines.openai import OpenAiEngine
+    from mmsr1.tools.chat import CHAT
+    from mmsr1.tools.providers.chat import openai_chat
+
+    provider = provider_of("rollout.api", config.rollout.api, openai_chat, {})
+    check_key("rollout.api", provider)
+    return OpenAiEngine(services.part(provider, config.rollout.api, CHAT), files.tokenizer, provider.aclose)
+
+
+def _emblem_teacher(config: Config, files: PolicyFiles) -> Engine:
+    from mmsr1.assembly.data import training_examples, world_spec
+    from mmsr1.data.emblem.teacher import EmblemTeacher
+    from mmsr1.data.emblem.world import World
+
+    train, held_out, _ = training_examples(config)
+    return EmblemTeacher(
+        World(world_spec(config)),
+        (examples[i] for examples in (train, held_out) for i in range(len(examples))),
+        config.rollout.teacher,  # type: ignore[arg-type]  (checked by the schema)
+        files.tokenizer,
+    )
 
 
 def _own_gpu(config: Config) -> int | None:

@@ -25,12 +25,15 @@ def policy_files(config: Config) -> PolicyFiles:
     return files
 
 
-def base_policy(config: Config) -> PolicyFiles:
-    """The policy of `model.path`, or a tiny one from nothing with the emblem world's tokenizer."""
+def base_policy(config: Config, weights: bool = True) -> PolicyFiles:
+    """The policy of `model.path`, or a tiny one from nothing with the emblem world's tokenizer.
+
+    Without `weights` that of a path has none: an engine loads its own, and tokenizer and images need none.
+    """
     model = config.model
     if model.path is not None:
         try:
-            return load_policy(model.path, model.param_dtype, decode)
+            return load_policy(model.path, model.param_dtype, decode, weights)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     from mmsr1.models.images import ImageFeatures

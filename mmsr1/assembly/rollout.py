@@ -38,7 +38,7 @@ def rollout_worker(config: Config, files: PolicyFiles, weights: Path, run: Path,
         crops=rollout.crops,
     )
     return RolloutWorker(
-        engine(config, files, weights, rank),
+        engine(config, files, weights, rank, tools.services),
         tools,
         renderer(config, files),
         limits,

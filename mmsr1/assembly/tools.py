@@ -59,19 +59,19 @@ class SearchTools(dict[Any, Tool[Any]]):
 
     def __init__(self, tools: Mapping[ToolName, Tool[Any]], services: Services) -> None:
         super().__init__(tools)
-        self._services = services
+        self.services = services
 
     def rows(self) -> Mapping[str, Row]:
         """Figures of every tool and part since they were made."""
-        return self._services.rows()
+        return self.services.rows()
 
     def spent(self) -> str | None:
         """See `Services.spent`."""
-        return self._services.spent()
+        return self.services.spent()
 
     async def aclose(self) -> None:
         """See `Services.aclose`."""
-        await self._services.aclose()
+        await self.services.aclose()
 
 
 def search_tools(config: Config, run: Path, rank: int = 0, ranks: int = 1) -> SearchTools:

@@ -10,6 +10,7 @@ from mmsr1.assembly.data import (
     training_examples,
     world_spec,
 )
+from mmsr1.assembly.imitation import TraceData
 from mmsr1.assembly.policy import (
     base_policy,
     correction_spec,
@@ -36,6 +37,7 @@ from mmsr1.models.loading import save_policy
 __all__ = [
     "SearchTools",
     "Start",
+    "TraceData",
     "WarmupData",
     "base_policy",
     "check_tools",

@@ -76,11 +76,13 @@ class GrpoConfig(AlgorithmConfig):
 
 @dataclass
 class SftConfig(AlgorithmConfig):
-    """Supervised training on demonstrations; `muon_lr` trains the matrices by Muon, null everything by AdamW."""
+    """Supervised training. `traces` is a folder that `python -m mmsr1.data.traces` made, null draws the emblem world's
+    warm-up demonstrations; `muon_lr` trains the matrices by Muon, null everything by AdamW."""
 
     kind: str = "sft"
     batch_size: int = MISSING
     muon_lr: float | None = MISSING
+    traces: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

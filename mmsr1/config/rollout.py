@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 from omegaconf import MISSING
 
 from mmsr1.config.checks import ConfigError, at_least, check, one_of, positive
+from mmsr1.config.tools import PartConfig
 
-ENGINES = ("vllm", "vllm_process", "vllm_server", "transformers")
+TRAINABLE = ("vllm", "vllm_process", "vllm_server", "transformers")  # engines that take the weights of a training run
+ENGINES = (*TRAINABLE, "openai", "emblem_teacher")
 
 
 @dataclass
@@ -88,6 +90,9 @@ class RolloutConfig:
     `overlap` 1 rolls out a step while the one before it trains; `oversample` is the share of groups that are on their
     way beyond what a step takes; `max_staleness` null is the least that these two need. `keep_running` lets turns go on
     over a weight sync, `sleep` frees the engine's GPU memory while the trainer works.
+
+    Two engines only answer, for evaluation, balancing and traces: `openai` asks the model behind `api`, and
+    `emblem_teacher` writes the emblem world's demonstrations by the boundary that `teacher` names.
     """
 
     engine: str = MISSING
@@ -112,9 +117,14 @@ class RolloutConfig:
     vllm: VllmConfig = MISSING
     transformers: TransformersConfig = MISSING
     server: ServerConfig = MISSING
+    api: PartConfig = field(default_factory=lambda: PartConfig("openai"))
+    teacher: str = "oracle"
 
     def __post_init__(self) -> None:
         one_of("rollout.engine", self.engine, *ENGINES)
+        one_of("rollout.teacher", self.teacher, "oracle", "mismatched")
+        if self.engine == "openai":
+            self.api.check_as("rollout.api", ("openai",))
         self._check_order()
         one_of("rollout.on_tool_failure", self.on_tool_failure, "stop", "tell")
         one_of("rollout.on_over_budget", self.on_over_budget, "stop", "tell")

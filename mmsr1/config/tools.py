@@ -41,9 +41,8 @@ class PartConfig:
     deadline_s: float = 90.0
     options: dict[str, Any] = field(default_factory=dict)
 
-    def check_as(self, name: str, providers: tuple[str, ...]) -> None:
-        """Raises ConfigError under the name that the part has in `tools`."""
-        group = f"tools.{name}"
+    def check_as(self, group: str, providers: tuple[str, ...]) -> None:
+        """Raises ConfigError under `group`, the part's key in the configuration."""
         one_of(f"{group}.provider", self.provider, *providers)
         positive(group, self, "rate_per_s", "concurrent", "attempts", "timeout_s", "deadline_s")
         alone = self.provider in OWN_ADDRESS or self.url is not None
@@ -125,10 +124,11 @@ class ToolsConfig:
         positive("tools", self, "pages_tried", "page_characters", "summary_sentences")
         fits = 0 <= self.thumbnails <= self.image_results
         check(fits, "tools.thumbnails", self.thumbnails, "must be between 0 and tools.image_results")
-        self.text_search.check_as("text_search", TEXT_SEARCH)  # first: tools=retrieve takes the image search's from it
-        self.image_search.check_as("image_search", IMAGE_SEARCH)
-        self.reader.check_as("reader", READERS)
-        self.summarizer.check_as("summarizer", SUMMARIZERS)
+        # First: tools=retrieve takes the image search's from it.
+        self.text_search.check_as("tools.text_search", TEXT_SEARCH)
+        self.image_search.check_as("tools.image_search", IMAGE_SEARCH)
+        self.reader.check_as("tools.reader", READERS)
+        self.summarizer.check_as("tools.summarizer", SUMMARIZERS)
         read = self.summarizer.provider == "none" or self.reader.provider != "none"
         remedy = "needs pages: set tools.reader.provider too, or tools.summarizer.provider=none"
         check(read, "tools.summarizer.provider", self.summarizer.provider, remedy)

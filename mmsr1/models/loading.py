@@ -42,21 +42,26 @@ class PolicyFiles:
         return int(self.model.model.visual.spatial_merge_size)
 
 
-def load_policy(path: str, dtype: str, decode: Callable[[Picture], Image]) -> PolicyFiles:
-    """Load a folder or hub id. Raises ValueError, in one line, if there is none, a part is missing, or it
-    is another architecture."""
+def load_policy(path: str, dtype: str, decode: Callable[[Picture], Image], weights: bool = True) -> PolicyFiles:
+    """Load a folder or hub id; without `weights` the model is one on the meta device, which takes no memory.
+
+    Raises ValueError, in one line, if there is none, a part is missing, or it is another architecture."""
     try:
-        kind = AutoConfig.from_pretrained(path).model_type
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model.path={path}: no model there; give a Hugging Face folder, or a hub id with network"
         ) from error
-    if kind != "qwen2_5_vl":
-        raise ValueError(f"model.path={path}: the model is a {kind}; a qwen2_5_vl is needed")
+    if config.model_type != "qwen2_5_vl":
+        raise ValueError(f"model.path={path}: the model is a {config.model_type}; a qwen2_5_vl is needed")
     try:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-        )
+        if weights:
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+            )
+        else:
+            with torch.device("meta"):
+                model = Qwen2_5_VLForConditionalGeneration(config)
         tokenizer = AutoTokenizer.from_pretrained(path)
         processor = Qwen2VLImageProcessorPil.from_pretrained(path)
     except (OSError, ValueError) as error:

@@ -89,6 +89,13 @@ class OpenAiChat(WebProvider[ChatQuery, ChatReply]):
         return sum(n * price for n, price in zip(tokens, prices, strict=True)) / 1e6 if any(tokens) else self.price_usd
 
 
+def openai_chat(name: str, **access: Any) -> OpenAiChat:
+    """The one provider of chats; keywords are the fields of `Access`. Raises ValueError for any other `name`."""
+    if name != "openai":
+        raise ValueError(f"provider={name}: no chat; known: openai")
+    return OpenAiChat(Access(**access))
+
+
 def chat_path(url: str) -> str:
     """The route of chats below an address that may end with its version already."""
     return "/chat/completions" if url.endswith("/v1") else "/v1/chat/completions"

@@ -1,0 +1,115 @@
+"""Have a teacher answer questions through the episode loop, and keep what was good, for another policy to imitate.
+
+    python -m mmsr1.data.traces --out traces rollout=emblem_teacher
+    python -m mmsr1.data.traces --out traces data=fvqa data.train_path=fvqa.parquet tools=web rollout=openai \\
+        rollout.api.url=https://... rollout.api.options.model=NAME rollout.api.key_env=VARIABLE
+    python train.py +experiment=sft algorithm.traces=traces
+
+Overrides are those of train.py: `rollout` and `model.path` name the teacher, `model.path` the tokenizer as well. Of the
+attempts at a question those with the highest reward are kept, the ones with fewer searches first. A command that was
+ended goes on where it was. Exit status 2 for a mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mmsr1 import cli
+from mmsr1.cli import USER_ERRORS, CommandParser, checked, explain, refuse
+
+
+def main(arguments: list[str]) -> int:
+    asked = _arguments(arguments)
+    try:
+        config = checked(cli.composed(asked.overrides))
+        from mmsr1.environment import prepare_process
+
+        prepare_process(config.trainer.threads)
+        return _make(config, asked)
+    except USER_ERRORS as error:
+        refuse(explain(error))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted; the same command goes on, with what is in {asked.out}\n")
+        return 130
+
+
+def _make(config: Any, asked: argparse.Namespace) -> int:
+    from mmsr1.assembly.answering import IN_FLIGHT, Answered, answering, portions
+    from mmsr1.assembly.data import training_examples
+    from mmsr1.data.traces.folder import FACTS, keep_pictures, tokenizer_name, trace_record
+    from mmsr1.run_directory import json_line, write_whole
+
+    out = Path(asked.out)
+    answered = Answered(out, "traces", config)
+    try:
+        examples, _, _ = training_examples(config)
+        wanted = range(min(len(examples), asked.limit or len(examples)))
+        left = [i for i in wanted if examples[i].id not in answered.done]
+        stopped = None
+        with answering(config, out) as teacher:
+            facts = {"tokenizer": tokenizer_name(teacher.files.tokenizer), "rollout": config.rollout.engine}
+            write_whole(out / FACTS, json_line(facts))
+            size = max(1, IN_FLIGHT // asked.attempts)
+            for portion, advance in portions(left, examples, size, "teacher", asked.attempts):
+                for found in teacher.episodes(portion, asked.attempts, "traces", on_episode=advance):
+                    kept, lost = chosen(found, asked.least_reward, asked.keep)
+                    keep_pictures(out, [one.episode for one in kept])
+                    records = [trace_record(one.episode, one.reward) for one in kept]
+                    answered.append({"id": found[0].example.id, "attempts": len(found), "lost": lost, "kept": records})
+                if stopped := teacher.spent():
+                    break
+            paid = sum(row.get("paid_usd", 0.0) for row in teacher.rows().values())
+        return _tell(answered.rows(), out, paid, stopped)
+    finally:
+        answered.close()
+
+
+def chosen(found: list[Any], least_reward: float, keep: int) -> tuple[list[Any], int]:
+    """The best scored episodes of one question, and how many were lost to infrastructure."""
+    from mmsr1.types import INFRASTRUCTURE_STOPS
+
+    lost = [one for one in found if one.episode.stop in INFRASTRUCTURE_STOPS]
+    good = [one for one in found if one not in lost and one.reward.total >= least_reward]
+    good.sort(key=lambda one: (-one.reward.total, len(one.episode.calls), one.episode.sampled_tokens))
+    return good[:keep], len(lost)
+
+
+def _tell(rows: list[dict[str, Any]], out: Path, paid: float, stopped: str | None) -> int:
+    calls = Counter(trace["calls"] for row in rows for trace in row["kept"])
+    kept, attempts, lost = sum(calls.values()), sum(row["attempts"] for row in rows), sum(row["lost"] for row in rows)
+    shares = ", ".join(f"{calls[n]} with {n} searches" for n in sorted(calls))
+    without = sum(not row["kept"] for row in rows)
+    sys.stdout.write(
+        f"{kept} traces kept of {attempts} attempts at {len(rows)} questions ({shares or 'none'}); {without} questions "
+        f"without one, {lost} attempts lost to failures; {paid:.4f} USD paid\n"
+    )
+    if stopped:
+        sys.stdout.write(f"{stopped}; the same command goes on\n")
+        return 1
+    sys.stdout.write(f"traces: {out}; python train.py +experiment=sft algorithm.traces={out}\n")
+    return 0
+
+
+def _arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = CommandParser(prog="python -m mmsr1.data.traces", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", required=True, help="folder for the traces; one that was begun is gone on with")
+    parser.add_argument("--attempts", type=int, default=1, help="episodes a question")
+    parser.add_argument("--keep", type=int, default=1, help="traces a question, at most")
+    parser.add_argument("--least-reward", type=float, default=0.8, help="what a trace must reach to be kept")
+    parser.add_argument("--limit", type=int, default=0, help="ask the first N questions only")
+    parser.add_argument("overrides", nargs="*", help="as train.py takes them, e.g. rollout=emblem_teacher")
+    asked = parser.parse_intermixed_args(arguments)
+    for name in ("attempts", "keep"):
+        if getattr(asked, name) < 1:
+            refuse(f"--{name}={getattr(asked, name)}: must be 1 or more")
+    if asked.limit < 0:
+        refuse(f"--limit={asked.limit}: must be 0 (all) or more")
+    return asked
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
