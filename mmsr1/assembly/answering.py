@@ -84,12 +84,13 @@ def answering(config: Config, run: Path) -> Iterator[Answering]:
 
 
 class Answered:
-    """One line for each finished question, in `<folder>/<name>.jsonl`, made under one configuration.
+    """One line for each finished question, in `<folder>/<name>.jsonl`, made under one configuration; `seen` are the
+    options of the command that decide what a line holds.
 
     Raises ConfigError if the folder holds those of another, or another process is at work there.
     """
 
-    def __init__(self, folder: Path, name: str, config: Config) -> None:
+    def __init__(self, folder: Path, name: str, config: Config, seen: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.jsonl"
         self._lock = FileLock(folder / ".lock", timeout=0)
@@ -97,10 +98,15 @@ class Answered:
             self._lock.acquire()
         except Timeout as error:
             raise ConfigError(f"--out={folder}: another process is at work there") from error
-        file, settings = folder / SETTINGS, OmegaConf.to_yaml(config)
+        file, settings = folder / SETTINGS, f"# {name}: {seen}\n{OmegaConf.to_yaml(config)}"
         if file.is_file():
-            same = _decisive(OmegaConf.load(file)) == _decisive(OmegaConf.create(settings))
-            check(same, "--out", folder, "holds answers under another configuration (config.yaml); give another folder")
+            before = file.read_text()
+            same = before.partition("\n")[0] == settings.partition("\n")[0]
+            same = same and _decisive(OmegaConf.create(before)) == _decisive(OmegaConf.create(settings))
+            remedy = "holds what another command began (see its config.yaml); give another folder, or the same options"
+            if not same:
+                self._lock.release()
+            check(same, "--out", folder, remedy)
         else:
             write_whole(file, settings.encode())
         self.done = {row["id"] for row in read_lines(self.path)}

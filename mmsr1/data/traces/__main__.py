@@ -44,7 +44,8 @@ def _make(config: Any, asked: argparse.Namespace) -> int:
     from mmsr1.run_directory import json_line, write_whole
 
     out = Path(asked.out)
-    answered = Answered(out, "traces", config)
+    seen = f"{asked.attempts} attempts, {asked.keep} kept of reward {asked.least_reward} or more"
+    answered = Answered(out, "traces", config, seen)
     try:
         examples, _, _ = training_examples(config)
         wanted = range(min(len(examples), asked.limit or len(examples)))

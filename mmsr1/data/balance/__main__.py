@@ -1,0 +1,122 @@
+"""Find out which questions a policy must search for, and make a balanced set of them.
+
+    python -m mmsr1.data.balance --out balanced data.train_path=pool.parquet data=fvqa tools=web model.path=<run>/policy
+    python -m mmsr1.data.balance --out balanced --size 1000 --ratio free=.5,required=.5
+
+Overrides are those of train.py: `rollout` and `model.path` name the policy (rollout=openai one behind an API). Every
+question is rolled out freely, for the paper's rule, and with each way of searching forced, for the counterfactual one;
+--rule says whose labels are written. A command that was ended goes on where it was. Exit status 2 for a mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmsr1 import cli
+from mmsr1.cli import USER_ERRORS, CommandParser, checked, explain, refuse
+
+
+def main(arguments: list[str]) -> int:
+    asked = _arguments(arguments)
+    try:
+        config = checked(cli.composed(asked.overrides))
+        from mmsr1.environment import prepare_process
+
+        prepare_process(config.trainer.threads)
+        return _balance(config, asked)
+    except (*USER_ERRORS, ValueError) as error:
+        refuse(explain(error))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted; the same command goes on, with what is in {asked.out}\n")
+        return 130
+
+
+def _balance(config: Any, asked: argparse.Namespace) -> int:
+    from mmsr1.assembly.answering import Answered
+    from mmsr1.assembly.data import training_examples
+    from mmsr1.data.balance.report import write_results
+
+    out, seen = Path(asked.out), f"{asked.rollouts} free, {0 if asked.rule == 'paper' else asked.rollouts} forced"
+    answered = Answered(out, "answers", config, seen)
+    try:
+        examples, _, _ = training_examples(config)
+        places = range(min(len(examples), asked.limit or len(examples)))
+        paid, stopped = _ask(config, asked, examples, places, answered)
+        results = write_results(out, examples, answered.rows(), asked, paid, stopped is None)
+        results.show()
+        if stopped is not None:
+            sys.stdout.write(f"{stopped}; the same command goes on\n")
+            return 1
+        sys.stdout.write(f"labels: {out / 'labels.jsonl'}; report: {out / 'report.json'}\n")
+        again = f"python train.py +experiment=grpo_balanced data.train_path={results.balanced}"
+        sys.stdout.write(f"balanced set of {results.chosen}: {results.balanced}; {again}\n")
+        return 0
+    finally:
+        answered.close()
+
+
+def _ask(config: Any, asked: Any, examples: Any, places: range, answered: Any) -> tuple[float, str | None]:
+    """Have the questions answered that no line tells of yet; (USD paid, why it ended before they all were)."""
+    from mmsr1.assembly.answering import IN_FLIGHT, answering, portions
+    from mmsr1.data.balance.records import record
+    from mmsr1.data.balance.rules import BRANCHES, Branch
+
+    left = [i for i in places if examples[i].id not in answered.done]
+    if not left:
+        return 0.0, None
+    branches: dict[Branch, Any] = {} if asked.rule == "paper" else dict(BRANCHES)
+    size, each = max(1, IN_FLIGHT // asked.rollouts), asked.rollouts * (1 + len(branches))
+    with answering(config, Path(asked.out)) as policy:
+        stopped = None
+        for portion, advance in portions(left, examples, size, "policy", each):
+            free = policy.episodes(portion, asked.rollouts, "free", on_episode=advance)
+            forced: dict[Branch, Any] = {
+                branch: policy.episodes(portion, asked.rollouts, f"forced_{branch}", actions, advance)
+                for branch, actions in branches.items()
+            }
+            if stopped := policy.spent():  # what lacks its searches says nothing: it is asked again
+                break
+            for i, example in enumerate(portion):
+                answered.append(record(example, free[i], {branch: found[i] for branch, found in forced.items()}))
+        return sum(row.get("paid_usd", 0.0) for row in policy.rows().values()), stopped
+
+
+def _arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = CommandParser(prog="python -m mmsr1.data.balance", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", required=True, help="folder for the results; one that was begun is gone on with")
+    parser.add_argument("--rollouts", type=int, default=8, help="episodes a question, free and of each branch")
+    parser.add_argument("--rule", choices=("counterfactual", "paper"), default="counterfactual")
+    parser.add_argument("--tolerance", type=float, default=0.25, help="rates that are no further apart tie")
+    parser.add_argument("--least", type=float, default=0.25, help="drop what no branch gets right as often as this")
+    parser.add_argument("--size", type=int, default=0, help="questions of the balanced set; 0: as many as possible")
+    parser.add_argument("--ratio", default="free=0.5,required=0.5", help="shares of it, by need")
+    parser.add_argument("--limit", type=int, default=0, help="ask the first N questions only")
+    parser.add_argument("overrides", nargs="*", help="as train.py takes them, e.g. model.path=<run>/policy")
+    asked = parser.parse_intermixed_args(arguments)
+    for name, least in (("rollouts", 1), ("size", 0), ("limit", 0)):
+        if getattr(asked, name) < least:
+            refuse(f"--{name}={getattr(asked, name)}: must be {least} or more")
+    for name in ("tolerance", "least"):
+        if not 0 <= getattr(asked, name) <= 1:
+            refuse(f"--{name}={getattr(asked, name)}: must be between 0 and 1")
+    asked.ratio = _shares(asked.ratio)
+    return asked
+
+
+def _shares(text: str) -> dict[str, float]:
+    """`free=.5,required=.5` by name."""
+    shares = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            shares[name.strip()] = float(value)
+        except ValueError:
+            refuse(f"--ratio={text}: write shares as free=0.5,required=0.5")
+    return shares
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
