@@ -22,7 +22,7 @@ from PIL import Image
 
 from acceptance.learning import SHARED
 from acceptance.lines import OUTPUT, ROOT, Check, at_least, at_most, command, holds, summary, training_run
-from mmsr1.data.fvqa import load_fvqa
+from mmsr1.data.formats import load_examples
 from mmsr1.tools.bundle.format import FILES, MANIFEST, Bundle, verify
 from mmsr1.tools.bundle.record import FOLDER, Recorder
 from mmsr1.tools.bundle.rows import call_key
@@ -81,7 +81,7 @@ def fvqa_pickles() -> list[Check]:
     """Line 3: by the command, with the real questions; the rest in tests."""
     folder, data = _fresh("fvqa_pickles"), SHARED / "infoseek_mini.parquet"
     folder.mkdir(parents=True)
-    examples, _ = load_fvqa(data)
+    examples, _ = load_examples(data)
     shown = Image.open(io.BytesIO(examples[0].images[0].data))
     found = {
         example.id: {

@@ -142,7 +142,7 @@ def real_input() -> list[Check]:
         "+experiment=grpo_balanced",
         "data=fvqa",
         f"data.train_path={SHARED / 'infoseek_mini.parquet'}",
-        "data.mixture=natural",
+        "data/mix=natural",
         "trainer.max_steps=1",
         "algorithm.prompts_per_step=5",
     )

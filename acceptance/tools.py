@@ -247,7 +247,7 @@ def web_overrides(web: FakeWeb, cache: Path, steps: int) -> list[str]:
         DEFAULT,
         "data=fvqa",
         f"data.train_path={SHARED / 'infoseek_mini.parquet'}",
-        "data.mixture=natural",
+        "data/mix=natural",
         "data.val_size=5",
         f"trainer.max_steps={steps}",
         f"trainer.val_every={steps}",

@@ -90,11 +90,12 @@ def _mistakes_in_one_line(full_errors: bool, output: Path | None = None) -> Iter
         sys.exit(130)
 
 
-def composed(overrides: list[str]) -> Any:
-    """The raw configuration of train.py with these overrides, for commands beside it. Raises `USER_ERRORS`."""
+def composed(overrides: list[str], name: str = "config") -> Any:
+    """The raw configuration of train.py, or another one of `conf/` by its `name`, with these overrides, for commands
+    beside it. Raises `USER_ERRORS`."""
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("config", overrides)
+        return hydra.compose(name, overrides)
 
 
 def refuse(message: str) -> NoReturn:
@@ -150,18 +151,18 @@ def resumed(run: Path, overrides: list[str]) -> Any:
 def checked(raw: Any) -> Config:
     """The typed configuration. Raises ConfigError for a value that makes no sense or a file that is not there."""
     config: Any = OmegaConf.to_object(raw)
-    _check_keys(config)
+    check_keys(config)
     _check_files(config)
     return config
 
 
-def _check_keys(node: Any, prefix: str = "") -> None:
+def check_keys(node: Any, prefix: str = "") -> None:
     """Hydra's `+key=value` adds keys that the schema does not know; nothing would ever read them."""
     for name, value in vars(node).items():
-        known = name in {field.name for field in fields(node)}
-        check(known, f"{prefix}{name}", value, f"there is no such key{_hint(name)}")
+        if name not in {field.name for field in fields(node)}:
+            raise ConfigError(f"{prefix}{name}={value}: there is no such key{_hint(name)}")
         if is_dataclass(value):
-            _check_keys(value, f"{prefix}{name}.")
+            check_keys(value, f"{prefix}{name}.")
 
 
 def _check_files(config: Config) -> None:
@@ -211,7 +212,7 @@ def _explain_value(text: str, detail: str) -> str:
     subject = f"{full[1]}={value[1]}" if value else _as_typed(full[1])
     where = f" (in conf/{file[1]}.yaml)" if file else ""
     if re.search(r"Key '[^']*' (is )?not in", detail):
-        if re.fullmatch(r"tools\.\w+\.options\.\w+", full[1]):
+        if re.fullmatch(r"(tools\.)?\w+\.options\.\w+", full[1]):
             return f"{subject}: options are new keys; put + before it: +{subject}"
         return f"{subject}: there is no such key{where}{_hint(full[1].rpartition('.')[2])}"
     if wanted := re.search(r"could not be converted to (\w+)", detail):

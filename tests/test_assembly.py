@@ -33,16 +33,16 @@ def config(*overrides: str) -> Config:
     [
         ("balanced", ("unknown", "unknown"), "natural"),
         ("balanced", ("unknown", "free"), "balanced"),
-        ("required_only", ("unknown", "unknown"), "required_only"),
+        ("search_required_only", ("unknown", "unknown"), "search_required_only"),
         ("natural", ("free", "required"), "natural"),
     ],
 )
 def test_rows_that_nobody_labelled_are_drawn_as_they_come(asked, needs, drawn) -> None:
-    assert assembly.mixture(config(f"data.mixture={asked}"), rows(*needs)) == drawn
+    assert assembly.mixture(config(f"data/mix={asked}"), rows(*needs)).name == drawn
 
 
 def test_the_fallback_and_the_missing_validation_file_are_told() -> None:
-    said = "\n".join(assembly.remarks(config("data.mixture=balanced"), rows("unknown")))
-    assert "data.mixture=balanced" in said and "data.val_path" in said and "emblem world" in said
+    said = "\n".join(assembly.remarks(config("data/mix=balanced"), rows("unknown")))
+    assert "data/mix=balanced" in said and "data.val_path" in said and "emblem world" in said
     quiet = "\n".join(assembly.remarks(config("data.val_path=other.parquet"), rows("free")))
-    assert "data.mixture" not in quiet and "data.val_path" not in quiet
+    assert "data/mix" not in quiet and "data.val_path" not in quiet

@@ -78,7 +78,7 @@ def test_a_missing_key_of_a_service_is_told_before_the_run_begins(tmp_path: Path
 
 def test_the_composed_configuration_can_be_shown(tmp_path: Path) -> None:
     outcome = train(tmp_path, "+experiment=grpo_balanced", "--cfg", "job")
-    assert outcome.status == 0 and outcome.heavy == [] and "mixture: balanced" in outcome.out
+    assert outcome.status == 0 and outcome.heavy == [] and "name: balanced" in outcome.out
 
 
 MISTAKES = {
@@ -91,7 +91,7 @@ MISTAKES = {
         "put + before it: +tools.image_search.options.by=url",
     ),
     "missing data file": (["data=fvqa", "data.train_path=nowhere.parquet"], "data.train_path=nowhere.parquet", "FVQA"),
-    "no data file": (["data=fvqa"], "data.train_path=None", "name a parquet file"),
+    "no data file": (["data=fvqa"], "data.train_path=None", "name a parquet or JSONL file"),
     "missing validation file": (["data.val_path=gone.parquet"], "data.val_path=gone.parquet", "no such file"),
     "a file that is no parquet": (["data.val_path=notes.txt"], "data.val_path=notes.txt", "give a parquet file"),
     "missing prompts": (["model=tiny", "rollout.prompts=p.yaml"], "rollout.prompts=p.yaml", "emblem, on_demand"),
@@ -157,12 +157,12 @@ def test_a_job_gets_the_typed_configuration_and_its_folder(command: Any, tmp_pat
 def test_what_a_job_refuses_is_one_line_too_and_its_files_stay(command: Any, tmp_path: Path, capsys: Any) -> None:
     def job(config: Config, folder: Path) -> None:
         (folder / "run.json").write_text("{}")
-        raise ConfigError("data.mixture=balanced: of 5 examples\nnone is free")
+        raise ConfigError("data/mix=balanced: of 5 examples\nnone is free")
 
     with pytest.raises(SystemExit) as caught:
         command(job)
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: data.mixture=balanced: of 5 examples none is free\n"
+    assert capsys.readouterr().err == "error: data/mix=balanced: of 5 examples none is free\n"
     assert (tmp_path / "out" / "run" / "run.json").is_file()
 
 
@@ -193,8 +193,8 @@ def test_an_interrupt_has_its_own_status(command: Any) -> None:
     ("text", "line"),
     [
         (
-            "data: {mixturee: balanced}",
-            "data.mixturee: there is no such key (in conf/experiment/mine.yaml); did you mean",
+            "data: {train_pth: a.parquet}",
+            "data.train_pth: there is no such key (in conf/experiment/mine.yaml); did you mean",
         ),
         ("rollout: {turns: three}", "rollout.turns=three: must be a whole number (in conf/experiment/mine.yaml)"),
         ("rewads: {match: em}", "rewads: there is no such key (in conf/experiment/mine.yaml); did you mean rewards?"),

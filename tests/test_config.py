@@ -141,12 +141,35 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def test_the_experiments_differ_in_one_thing_each() -> None:
     balanced = flat(shipped("+experiment=grpo_balanced"))
-    for other, key, value in (
-        ("no_penalty", "rewards.search_penalty", 0.0),
-        ("unbalanced", "data.mixture", "required_only"),
+    only_searching = {"data.mix.name": "search_required_only", "data.mix.shares.free": 0.0}
+    for other, changes in (
+        ("no_penalty", {"rewards.search_penalty": 0.0}),
+        ("unbalanced", only_searching | {"data.mix.shares.required": 1.0}),
     ):
         different = {k: v for k, v in flat(shipped(f"+experiment=grpo_{other}")).items() if v != balanced[k]}
-        assert different == {"name": f"grpo_{other}", key: value}
+        assert different == {"name": f"grpo_{other}"} | changes
+
+
+MIXES = {
+    "balanced": {"free": 0.5, "required": 0.5},
+    "search_required_only": {"required": 1.0},
+    "natural": {"all": 1.0},
+    "by_need": {"free": 0.5, "text": 0.2, "image": 0.1, "both": 0.2},
+}
+
+
+def test_the_mixes_are_what_their_names_say() -> None:
+    assert {file.stem for file in (CONF / "data" / "mix").glob("*.yaml")} == set(MIXES)
+    for name, shares in MIXES.items():
+        mix = shipped(f"data/mix={name}").data.mix
+        assert mix.name == name and {k: v for k, v in vars(mix.shares).items() if v} == shares
+
+
+def test_the_mix_given_on_the_command_line_goes_before_that_of_the_experiment() -> None:
+    config = shipped("+experiment=grpo_balanced", "data=fvqa", "data/mix=by_need", "data.mix.shares.free=.4")
+    assert config.data.mix.name == "by_need" and config.data.mix.shares.free == 0.4
+    assert shipped("+experiment=grpo_balanced", "data=fvqa").data.mix.name == "balanced"
+    assert shipped("data=fvqa").data.mix.name == "natural"
 
 
 BAD = [
@@ -197,7 +220,14 @@ BAD = [
     ("rewards.penalty_mode=daily", "rewards.penalty_mode=daily", "per_question, per_call"),
     ("rewards.match=fuzzy", "rewards.match=fuzzy", "em, subem"),
     ("data.kind=csv", "data.kind=csv", "emblem, fvqa"),
-    ("data.mixture=even", "data.mixture=even", "balanced, required_only, natural"),
+    ("data.mix.shares.free=-1", "data.mix.shares.free=-1.0", "0 or more"),
+    ("data.mix.shares.free=0 data.mix.shares.required=0", "data.mix.shares=0.0", "data.mix.shares.all=1"),
+    ("data.mix.curriculum=easy", "data.mix.curriculum=easy", "easy_first, hard_first"),
+    ("data.mix.curriculum=hard_first", "data.mix.curriculum_steps=0", "give data.mix.curriculum_steps"),
+    ("data.mix.curriculum_steps=-1", "data.mix.curriculum_steps=-1", "0 or more"),
+    ('data.sources=[{"path":"a","weight":0}]', "data.sources[0].weight=0.0", "positive"),
+    ('data.sources=[{"path":"a"},{"path":"b"},{"path":"a"}]', "data.sources[2].path=a", "larger weight"),
+    ('data.sources=[{"path":"a"}] data.train_path=b', "data.train_path=b", "either this or data.sources"),
     ("data.kind=fvqa", "data.train_path=None", "data.train_path=fvqa_train.parquet"),
     ("data.val_size=0", "data.val_size=0", "6 or more"),
     ("data.world.known_heldout=0", "data.world.known_heldout=0", "positive"),
@@ -274,7 +304,7 @@ def with_experiment(tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("data: {mixturee: balanced}", "mixturee"),
+        ("data: {train_pth: a.parquet}", "train_pth"),
         ("algorithm: {lrr: 0.1}", "lrr"),
         ("rewads: {match: em}", "rewads"),
         ("rollout: {vllm: {max_nun_seqs: 1}}", "max_nun_seqs"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from acceptance._fake_web import FakeWeb
 from mmsr1 import cli
 from mmsr1.config import PartConfig, ToolsConfig
 from mmsr1.tools import check
+from mmsr1.tools.bundle.format import written
 from mmsr1.tools.check import Finding, main, tried
 from mmsr1.tools.fetch import SafeFetch
+from mmsr1.tools.image_search.local import ImageEntry, build_image_index
+from mmsr1.tools.text_search.local import Passage, build_text_index
 
 KEY = "canary-key-of-the-check"
 
@@ -133,6 +137,33 @@ def test_local_tools_need_nobody_and_a_mistake_is_one_line(capsys) -> None:
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: tools.summarizer.url=None") and error.count("\n") == 1
+
+
+def test_indexes_of_ones_own_are_opened(tmp_path, capsys) -> None:
+    build_text_index(tmp_path / "text", [Passage("1", "Tower", "The Eiffel Tower was built in 1889.", "")])
+    build_image_index(tmp_path / "image", [ImageEntry("1", "", "", check._picture())])
+    wide = partial(Console, width=200)
+    both = ["tools=local", f"tools.text_index={tmp_path / 'text'}", f"tools.image_index={tmp_path / 'image'}"]
+    assert main(both, wide) == 0
+    printed = capsys.readouterr().out
+    assert "1 passages" in printed and "1 pictures" in printed and "WRONG" not in printed
+    for wrong, said in (("nonexistent", "no search index in"), ("image", "holds a image index")):
+        assert main(["tools=local", f"tools.text_index={tmp_path / wrong}"], wide) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if line.startswith("text_search: ") and said in line]
+
+
+def test_bundles_are_opened(tmp_path) -> None:
+    replay = {name: PartConfig("replay") for name in ("image_search", "text_search")}
+    none = {name: PartConfig("none") for name in ("reader", "summarizer")}
+    config = tools("http://unused", **replay, **none, bundle=str(tmp_path))
+    found = findings(config)
+    assert [*found] == ["image_search", "text_search"]
+    assert all(finding.provider == "bundle" and "no bundle there" in finding.wrong for finding in found.values())
+    with written(tmp_path / "bundle", lambda digest: b""):
+        pass
+    found = findings(replace(config, bundle=str(tmp_path / "bundle")))
+    assert [(finding.said, finding.wrong) for finding in found.values()] == [("0 searches", "")] * 2
 
 
 def test_the_configuration_is_the_one_of_train() -> None:

@@ -6,13 +6,14 @@ so that a command that was killed goes on with the questions that have none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -20,20 +21,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mmsr1.assembly.policy import base_policy, starting_weights
 from mmsr1.assembly.rollout import reward_spec, rollout_worker, sampling
+from mmsr1.assembly.settings import settle
 from mmsr1.assembly.tools import check_tools
-from mmsr1.config import Config, ConfigError, check
+from mmsr1.config import Config, ConfigError
 from mmsr1.evaluation.scorecard import Scored
 from mmsr1.models.loading import PolicyFiles
 from mmsr1.rewards.reward import score
 from mmsr1.rollout.protocol import ActionName
 from mmsr1.rollout.worker import RolloutWorker
-from mmsr1.run_directory import append_line, json_line, read_lines, write_whole
+from mmsr1.run_directory import append_line, json_line, read_lines
 from mmsr1.types import Example
 
 IN_FLIGHT = 512  # episodes of a portion
 SETTINGS = "config.yaml"
 # What may differ when a command goes on: it decides how fast answers come, and what they may cost, not which.
-_FREE = ("tools.budget", "tools.cache_dir", "trainer", "logger", "rollout.vllm", "rollout.server")
+_FREE = ("tools.budget", "tools.cache_dir", "data.cache_dir", "trainer", "logger", "rollout.vllm", "rollout.server")
 
 
 class Answering:
@@ -84,13 +86,14 @@ def answering(config: Config, run: Path) -> Iterator[Answering]:
 
 
 class Answered:
-    """One line for each finished question, in `<folder>/<name>.jsonl`, made under one configuration; `seen` are the
-    options of the command that decide what a line holds.
+    """One line for each finished question, in `<folder>/<name>.jsonl`, made under one configuration.
+
+    `options` are those of the command that decide what a line holds.
 
     Raises ConfigError if the folder holds those of another, or another process is at work there.
     """
 
-    def __init__(self, folder: Path, name: str, config: Config, seen: str) -> None:
+    def __init__(self, folder: Path, name: str, config: Config, options: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.jsonl"
         self._lock = FileLock(folder / ".lock", timeout=0)
@@ -98,17 +101,13 @@ class Answered:
             self._lock.acquire()
         except Timeout as error:
             raise ConfigError(f"--out={folder}: another process is at work there") from error
-        file, settings = folder / SETTINGS, f"# {name}: {seen}\n{OmegaConf.to_yaml(config)}"
-        if file.is_file():
-            before = file.read_text()
-            same = before.partition("\n")[0] == settings.partition("\n")[0]
-            same = same and _decisive(OmegaConf.create(before)) == _decisive(OmegaConf.create(settings))
-            remedy = "holds what another command began (see its config.yaml); give another folder, or the same options"
-            if not same:
-                self._lock.release()
-            check(same, "--out", folder, remedy)
-        else:
-            write_whole(file, settings.encode())
+        try:
+            asked: Any = OmegaConf.to_container(OmegaConf.structured(config))
+            asked["command"] = {"name": name, **options}
+            settle(folder / SETTINGS, asked, lambda key: key.startswith(_FREE))
+        except BaseException:
+            self._lock.release()
+            raise
         self.done = {row["id"] for row in read_lines(self.path)}
 
     def append(self, row: dict[str, Any]) -> None:
@@ -122,16 +121,11 @@ class Answered:
         self._lock.release()
 
 
-def _decisive(settings: Any) -> Any:
-    """What decides the answers."""
-    plain: Any = OmegaConf.to_container(settings)
-    for key in _FREE:
-        *above, last = key.split(".")
-        node = plain
-        for name in above:
-            node = node.get(name) or {}
-        node.pop(last, None)
-    return plain
+def drawn(total: int, limit: int, seed: int) -> list[int]:
+    """The places of `limit` questions of all, ascending (0: all): files are often sorted, so they are drawn."""
+    if not 0 < limit < total:
+        return list(range(total))
+    return sorted(np.random.default_rng([seed, 23]).permutation(total)[:limit].tolist())
 
 
 def portions(
@@ -139,6 +133,7 @@ def portions(
 ) -> Iterator[tuple[list[Example], Callable[[], None]]]:
     """The examples at the places `left`, `size` at a time, with what to call for each of their `episodes`; a bar shows
     how far it is."""
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn(what),
         BarColumn(bar_width=24),
@@ -147,10 +142,13 @@ def portions(
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,
         transient=True,
     )
     with bar:
         task = bar.add_task(what, total=len(left) * episodes)
         for start in range(0, len(left), size):
             yield [examples[i] for i in left[start : start + size]], lambda: bar.advance(task)
+            if not console.is_terminal:
+                console.print(f"{what}: {min(start + size, len(left))} of {len(left)} questions", highlight=False)

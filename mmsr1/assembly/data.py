@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mmsr1.config import Config, ConfigError
 from mmsr1.data.emblem.store import EmblemStore, open_store
 from mmsr1.data.emblem.world import WorldSpec
-from mmsr1.data.fvqa import BadRow, load_fvqa
-from mmsr1.data.mixtures import PromptSchedule
+from mmsr1.data.mixtures import NATURAL, Mix, PromptSchedule
+from mmsr1.data.rows import BadRow
+from mmsr1.data.table import ExampleTable, Labels, Watch, lay_down
 from mmsr1.types import Example
 
 
@@ -28,33 +29,49 @@ def emblem_store(config: Config) -> EmblemStore:
     return open_store(Path(data.root), world_spec(config), train_size, data.val_size, config.tools.thumbnail_edge)
 
 
-def examples(path: Path, key: str) -> tuple[list[Example], list[BadRow]]:
-    """A parquet file's usable and skipped rows. Raises ConfigError naming the key."""
-    if not path.is_file():
-        raise ConfigError(f"{key}={path}: no such file; give a parquet file in the FVQA format")
+def examples(config: Config, files: Mapping[str, str | Path], watch: Watch | None = None) -> ExampleTable:
+    """The rows of the files under these keys. Raises ConfigError naming the key."""
+    folders = []
+    for key, path in files.items():
+        if not Path(path).is_file():
+            raise ConfigError(f"{key}={path}: no such file; give a parquet or JSONL file in the FVQA format")
+        try:
+            folders.append(lay_down(Path(path), Path(config.data.cache_dir), watch))
+        except ValueError as error:
+            raise ConfigError(f"{key}={error}") from error
+        except OSError as error:
+            what = error.strerror or type(error).__name__
+            remedy = f"{what}; {path} is laid down there, give a folder with room for it"
+            raise ConfigError(f"data.cache_dir={config.data.cache_dir}: {remedy}") from error
     try:
-        return load_fvqa(path)
+        return ExampleTable(folders)
     except ValueError as error:
-        raise ConfigError(f"{key}={error}") from error
+        raise ConfigError(f"data.cache_dir={config.data.cache_dir}: {error}") from error
 
 
-def training_examples(config: Config) -> tuple[list[Example], list[Example], list[BadRow]]:
-    """(training examples, validation examples, rows skipped). FVQA without data.val_path validates on its own rows."""
+def training_examples(
+    config: Config, watch: Watch | None = None
+) -> tuple[ExampleTable, list[Example], tuple[BadRow, ...]]:
+    """(training examples, validation examples, rows skipped). FVQA without data.val_path validates on its own rows.
+
+    `watch` is told of files that are read for the first time.
+    """
     data = config.data
+    train: Mapping[str, str | Path] = data.files
+    val: str | Path | None = data.val_path
     if data.kind == "emblem":
         store = emblem_store(config)
-        train, val = Path(data.train_path or store.split("train")), Path(data.val_path or store.split("heldout"))
-    else:
-        train, val = Path(data.train_path or ""), Path(data.val_path or data.train_path or "")
-    found, bad = examples(train, "data.train_path")
-    held_out, bad_val = (found, []) if val == train else examples(val, "data.val_path")
-    return found, held_out[: data.val_size], bad + bad_val
+        train, val = train or {"data.train_path": store.split("train")}, val or store.split("heldout")
+    found = examples(config, train, watch)
+    held_out = examples(config, {"data.val_path": val}, watch) if val and [val] != list(train.values()) else found
+    bad = found.bad if held_out is found else found.bad + held_out.bad
+    return found, held_out[: data.val_size], bad
 
 
 def skipped_rows(bad: Sequence[BadRow]) -> Iterator[str]:
     """One line for people about each of the first ten skipped rows, and a count."""
     for row in bad[:10]:
-        yield f"skipped row {row.row} ({row.id}): {row.cause}"
+        yield f"skipped row {row.row} of {row.file} ({row.id}): {row.cause}"
     if bad:
         yield f"{len(bad)} rows skipped in all"
 
@@ -67,26 +84,32 @@ def remarks(config: Config, found: Sequence[Example]) -> Iterator[str]:
         if local:
             which = "both searches look" if len(local) == 2 else f"{local[0]} looks"
             yield f"tools: {which} into the built-in emblem world, which knows nothing of other data"
-        if mixture(config, found) != data.mixture:
-            yield f"data.mixture={data.mixture}: no row says whether it needs a search, so rows are drawn as they come"
+        if mixture(config, found).name != data.mix.name:
+            yield f"data/mix={data.mix.name}: no row says whether it needs a search, so rows are drawn as they come"
+        if data.mix.curriculum and Labels.of(found).untried:
+            yield f"data.mix.curriculum={data.mix.curriculum}: no row says how difficult it is, so any order is as good"
         if not data.val_path:
             yield "data.val_path is not given: validation asks the training questions, so nothing is held out"
 
 
-def mixture(config: Config, found: Sequence[Example]) -> str:
-    """The mixture to draw by: rows of which none is labelled cannot be balanced, and are drawn as they come."""
-    unlabelled = all(example.is_free is None for example in found)
-    return "natural" if config.data.mixture == "balanced" and unlabelled else config.data.mixture
+def mixture(config: Config, found: Sequence[Example]) -> Mix:
+    """The mix to draw by: rows of which none is labelled cannot be balanced, and are drawn as they come."""
+    wanted = config.data.mix
+    curriculum, steps = wanted.curriculum, wanted.curriculum_steps
+    if wanted.name == "balanced" and Labels.of(found).unlabelled:
+        return replace(NATURAL, curriculum=curriculum, curriculum_steps=steps)  # type: ignore[arg-type]
+    return Mix(wanted.name, vars(wanted.shares), curriculum, steps)  # type: ignore[arg-type]  (checked by the schema)
 
 
 def prompt_schedule(config: Config, found: Sequence[Example]) -> PromptSchedule:
     try:
         return PromptSchedule(
             found,
-            mixture(config, found),  # type: ignore[arg-type]  (checked by the schema)
+            mixture(config, found),
             config.algorithm.prompts_per_step,
             config.trainer.max_steps,
             config.seed,
+            [source.weight for source in config.data.sources or ()] or [1.0],
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

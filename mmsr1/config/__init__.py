@@ -6,7 +6,7 @@ values that make no sense. Defaults live in the YAML files; here are only types 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from mmsr1.config.algorithm import AlgorithmConfig, GrpoConfig, SftConfig
 from mmsr1.config.checks import ConfigError, at_least, check, one_of, positive
+from mmsr1.config.data import DataConfig, MixConfig, SharesConfig, SourceConfig, WorldConfig
 from mmsr1.config.rollout import RolloutConfig, ServerConfig, TransformersConfig, VllmConfig
 from mmsr1.config.tools import BudgetConfig, FaultsConfig, PartConfig, ToolsConfig
 
@@ -26,12 +27,15 @@ __all__ = [
     "FaultsConfig",
     "GrpoConfig",
     "LoggerConfig",
+    "MixConfig",
     "ModelConfig",
     "PartConfig",
     "RewardsConfig",
     "RolloutConfig",
     "ServerConfig",
     "SftConfig",
+    "SharesConfig",
+    "SourceConfig",
     "ToolsConfig",
     "TrainerConfig",
     "TransformersConfig",
@@ -97,52 +101,6 @@ class RewardsConfig:
         at_least(0, "rewards", self, "penalty_warmup_steps")
         one_of("rewards.penalty_mode", self.penalty_mode, "per_question", "per_call")
         one_of("rewards.match", self.match, "em", "subem")
-
-
-@dataclass
-class WorldConfig:
-    """Size of the emblem world; see `mmsr1.data.emblem.world.WorldSpec`."""
-
-    seed: int = 0
-    known_train: int = 48
-    known_heldout: int = 48
-    unknown_train: int = 960
-    unknown_heldout: int = 64
-    graded: int = 48
-
-    def __post_init__(self) -> None:
-        positive("data.world", self, "known_train", "known_heldout", "unknown_train", "unknown_heldout")
-        at_least(0, "data.world", self, "seed", "graded")
-
-
-@dataclass
-class DataConfig:
-    """`kind` emblem: the built-in world under `root`; fvqa: parquet files of the published format.
-
-    `train_size` is the number of search-free questions of the built-in world, and of search-required ones.
-    """
-
-    kind: str = MISSING
-    root: str = MISSING
-    train_path: str | None = MISSING
-    val_path: str | None = MISSING
-    mixture: str = MISSING
-    train_size: int = MISSING
-    val_size: int = MISSING
-    world: WorldConfig = field(default_factory=WorldConfig)
-
-    def __post_init__(self) -> None:
-        one_of("data.kind", self.kind, "emblem", "fvqa")
-        one_of("data.mixture", self.mixture, "balanced", "required_only", "natural")
-        at_least(0, "data", self, "train_size")
-        at_least(6 if self.kind == "emblem" else 1, "data", self, "val_size")  # half free, the rest in thirds
-        missing = self.kind == "fvqa" and not self.train_path
-        check(
-            not missing,
-            "data.train_path",
-            self.train_path,
-            "name a parquet file, e.g. data.train_path=fvqa_train.parquet",
-        )
 
 
 @dataclass
@@ -236,6 +194,7 @@ def register() -> None:
         "faults": FaultsConfig,
         "rewards": RewardsConfig,
         "data": DataConfig,
+        "data/mix": MixConfig,
         "trainer": TrainerConfig,
         "logger": LoggerConfig,
     }

@@ -1,25 +1,35 @@
 """The published FVQA parquet format, in and out (columns as in the data card of lmms-lab/FVQA).
 
-A row that cannot be used is data too: it is skipped, counted and named with its cause.
+Our notes lie in one more column, `extra_info`, where files of the same family keep what else is known of a row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmsr1.tools.pictures import BadPicture, decode
-from mmsr1.types import Example, Picture, SearchNeed
+from mmsr1.data.rows import (
+    BadRow,
+    Ids,
+    Unusable,
+    asked,
+    checked_pictures,
+    clean,
+    notes_fields,
+    notes_of,
+    replaced,
+    text,
+    texts,
+)
+from mmsr1.types import Example, Notes, Picture, SearchNeed
 
 # The published set knows search_free and search_required; the others are ours, for sets labelled by kind.
 _CATEGORIES: dict[str, SearchNeed] = {f"search_{need}": need for need in get_args(SearchNeed) if need != "unknown"}
-_LONGEST = 200  # Qwen2.5-VL's image processor takes no longer shape
 _SCHEMA = pa.schema(
     [
         ("prompt", pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))),
@@ -32,111 +42,150 @@ _SCHEMA = pa.schema(
         ("image_urls", pa.null()),
         ("data_id", pa.string()),
         ("category", pa.string()),
+        ("extra_info", pa.string()),
     ]
 )
 _SHAPES: dict[str, type] = {"prompt": list, "images": list, "reward_model": dict}
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A skipped row: its position in the file, its id, and what is wrong with it."""
-
-    row: int
-    id: str
-    cause: str
+_BUFFER = 2**20  # bytes read at once of each column; without it a whole row group is held
+_GROUP_BYTES = 32 * 2**20  # of pictures, after which a row group ends early
 
 
 def read_fvqa(path: Path) -> Iterator[Example | BadRow]:
-    """Stream the rows of a parquet file in constant memory. Raises ValueError, in one line, if it is no such file."""
-    position = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=16):
-                for row in batch.to_pylist():
-                    yield _example(row, position, path)
-                    position += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+    """Stream the rows of a parquet file in constant memory. Raises ValueError, in one line, if it is no such file.
+
+    What cannot be read of a damaged file are its rows in that row group only.
+    """
+    with _opened(path) as file:
+        first, ids = 0, Ids()
+        for group in range(file.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            position = first
+            try:
+                for batch in file.iter_batches(batch_size=16, row_groups=[group]):
+                    for row in _rows(batch):
+                        yield _example(row, position, path, ids)
+                        position += 1
+            except (pa.ArrowException, OSError) as error:
+                damage = f"its part of the file is damaged ({_first_line(error)})"
+                yield from (BadRow(lost, f"{path.stem}_{lost}", damage) for lost in range(position, end))
+            first = end
 
 
-def load_fvqa(path: Path) -> tuple[list[Example], list[BadRow]]:
-    """All usable rows and all skipped ones. Raises ValueError if none is usable, naming the first cause."""
-    rows = list(read_fvqa(path))
-    examples = [row for row in rows if isinstance(row, Example)]
-    bad = [row for row in rows if isinstance(row, BadRow)]
-    if not examples:
-        cause = f"; row 0: {bad[0].cause}" if bad else ""
-        raise ValueError(f"{path}: none of {len(rows)} rows can be used{cause}")
-    return examples, bad
+def count_rows(path: Path) -> int:
+    """Raises ValueError as `read_fvqa` does."""
+    with _opened(path) as file:
+        return file.metadata.num_rows
 
 
 def write_fvqa(path: Path, examples: Iterable[Example], rows_per_group: int = 64) -> int:
     """Write examples as published parquet; returns their number. The file appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
     count = 0
-    with pq.ParquetWriter(temporary, _SCHEMA) as writer:
+    with replaced(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
         pending: list[dict[str, Any]] = []
+        size = 0
         for example in examples:
             pending.append(_row(example))
+            size += sum(len(picture.data) for picture in example.images)
             count += 1
-            if len(pending) == rows_per_group:
+            if len(pending) == rows_per_group or size > _GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(pending, _SCHEMA))
-                pending = []
+                pending, size = [], 0
         if pending:
             writer.write_table(pa.Table.from_pylist(pending, _SCHEMA))
-    temporary.replace(path)
     return count
 
 
-def _example(row: dict[str, Any], position: int, path: Path) -> Example | BadRow:
-    id = str(row.get("data_id") or f"{path.stem}_{position}")
-    for column, shape in _SHAPES.items():
-        value = row.get(column)
-        if not value:
-            return BadRow(position, id, f"column {column} is missing or empty")
-        parts = value if shape is list else [value]
-        if not isinstance(value, shape) or not all(isinstance(part, dict) for part in parts):
-            return BadRow(position, id, f"column {column} is not of the published type, {_SCHEMA.field(column).type}")
-    question = str(row["prompt"][-1].get("content") or "").strip()
-    answer = str(row["reward_model"].get("ground_truth") or "").strip()
-    if not question or not answer:
-        return BadRow(position, id, "the question is empty" if not question else "the answer is empty")
-    pictures = tuple(Picture(image.get("bytes") or b"") for image in row["images"])
+def _opened(path: Path) -> pq.ParquetFile:
     try:
-        for picture in pictures:
-            width, height = decode(picture).size
-            if max(width, height) > _LONGEST * min(width, height):
-                return BadRow(position, id, f"broken image: {width}x{height} is longer than {_LONGEST}:1")
+        return pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Unusable]:
+    """The rows of a batch; one with text in another encoding than UTF-8 spoils itself only."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            return [Unusable("text that is not UTF-8")]
+        return [row for at in range(batch.num_rows) for row in _rows(batch.slice(at, 1))]
+
+
+def _example(row: dict[str, Any] | Unusable, position: int, path: Path, ids: Ids) -> Example | BadRow:
+    id = f"{path.stem}_{position}"
+    try:
+        if isinstance(row, Unusable):
+            raise row
+        id = text(row.get("data_id"), "data_id") or id
+        for column, shape in _SHAPES.items():
+            _check_shape(row, column, shape)
+        question, answer = asked(row["prompt"][-1].get("content"), row["reward_model"].get("ground_truth"))
+        images = checked_pictures([_picture(image) for image in row["images"]])
         aliases = _aliases(row["reward_model"].get("candidate_answers"))
-    except BadPicture as error:
-        return BadRow(position, id, f"broken image: {error}")
-    except ValueError as error:
-        return BadRow(position, id, f"candidate_answers: {error}")
-    need = _CATEGORIES.get(str(row.get("category")), "unknown")
-    return Example(id, question, pictures, answer, aliases, need, str(row.get("data_source") or path.stem))
+        need = _CATEGORIES.get(str(row.get("category")), "unknown")
+        source = text(row.get("data_source"), "data_source") or path.stem
+        example = Example(id, question, images, answer, aliases, need, source, _notes(row.get("extra_info")))
+        ids.add(id, position)
+        return example
+    except Unusable as error:
+        return BadRow(position, id, str(error))
+
+
+def _check_shape(row: Mapping[str, Any], column: str, shape: type) -> None:
+    value = row.get(column)
+    if not value:
+        there = "" if column in row else f"; there are: {', '.join(row)}"
+        raise Unusable(f"column {column} is missing or empty{there}")
+    parts = value if shape is list else [value]
+    if not isinstance(value, shape) or not all(isinstance(part, dict) for part in parts):
+        raise Unusable(f"column {column} is not of the published type, {_SCHEMA.field(column).type}")
+
+
+def _picture(image: Mapping[str, Any]) -> Picture:
+    data = image.get("bytes")
+    return Picture(data if isinstance(data, bytes) else b"")
 
 
 def _aliases(value: object) -> tuple[str, ...]:
     """`candidate_answers` is a JSON list inside a string; absent and empty mean none."""
     if not value:
         return ()
-    parsed = json.loads(value) if isinstance(value, str) else value
-    if not isinstance(parsed, list):
-        raise ValueError(f"a list was expected, not {type(parsed).__name__}")
-    return tuple(str(alias) for alias in parsed)
+    return texts(_parsed(value, "candidate_answers"), "candidate_answers")
+
+
+def _notes(value: object) -> Notes:
+    """A JSON object in a string, or a struct as other tools write it."""
+    try:
+        return notes_of(_parsed(value, "extra_info") if value else None)
+    except Unusable as error:
+        raise Unusable(f"extra_info: {str(error).removeprefix('extra_info: ')}") from error
+
+
+def _parsed(value: object, column: str) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"{column}: {_first_line(error)}") from error
 
 
 def _row(example: Example) -> dict[str, Any]:
+    notes = notes_fields(example.notes)
     return {
-        "prompt": [{"content": example.question, "role": "user"}],
+        "prompt": [{"content": clean(example.question), "role": "user"}],
         "images": [{"bytes": picture.data, "path": None} for picture in example.images],
         "reward_model": {
             "candidate_answers": json.dumps(list(example.aliases)),
-            "ground_truth": example.answer,
+            "ground_truth": clean(example.answer),
             "style": "rule",
         },
-        "data_source": example.source,
+        "data_source": clean(example.source),
         "image_urls": None,
-        "data_id": example.id,
+        "data_id": clean(example.id),
         "category": f"search_{example.search_need}",
+        "extra_info": None if notes is None else json.dumps(notes),
     }

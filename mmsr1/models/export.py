@@ -8,17 +8,16 @@ does it in CPU memory, whatever number of processes wrote the checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from mmsr1.cli import USER_ERRORS, explain, refuse, resumed
+from mmsr1.cli import USER_ERRORS, CommandParser, explain, refuse, resumed
 from mmsr1.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -123,15 +122,9 @@ def _checkpoint(run: Path, which: str) -> Path:
     return steps[int(which)]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        refuse(f"{message}; --help tells what there is")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _Parser(prog="python -m mmsr1.models.export", description="A checkpoint as a plain Hugging Face folder.")
+    what = "A checkpoint as a plain Hugging Face folder."
+    parser = CommandParser(prog="python -m mmsr1.models.export", description=what)
     parser.add_argument("run_dir", type=Path, help="folder of one run (it holds config.yaml and checkpoints/)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
     parser.add_argument("--checkpoint", default="last", help="last (default), best, or a step")

@@ -13,7 +13,7 @@ from mmsr1.data.emblem import store as module
 from mmsr1.data.emblem.questions import heldout_examples, train_examples
 from mmsr1.data.emblem.store import EmblemStore, open_store
 from mmsr1.data.emblem.world import World, WorldSpec
-from mmsr1.data.fvqa import load_fvqa
+from mmsr1.data.formats import load_examples
 from mmsr1.tools.image_search.local import LocalImageSearch
 from mmsr1.tools.text_search.local import LocalTextSearch
 from mmsr1.types import Example, ToolResult
@@ -30,14 +30,14 @@ def open_small(root: Path, spec: WorldSpec = SMALL, train: int = 6, val: int = 1
 
 @pytest.fixture(scope="module")
 def heldout(store: EmblemStore) -> list[Example]:
-    return load_fvqa(store.split("heldout"))[0]
+    return load_examples(store.split("heldout"))[0]
 
 
 def test_the_files_hold_what_the_world_asks(store: EmblemStore, world: World, heldout: list[Example]) -> None:
     assert heldout == heldout_examples(world, 480)
-    assert load_fvqa(store.split("train")) == (train_examples(world, 12), [])
-    assert len(load_fvqa(store.split("graded"))[0]) == 48 * 3 * 2
-    assert Counter(e.search_need for e in load_fvqa(store.split("shifted"))[0])["free"] == 240
+    assert load_examples(store.split("train")) == (train_examples(world, 12), [])
+    assert len(load_examples(store.split("graded"))[0]) == 48 * 3 * 2
+    assert Counter(e.search_need for e in load_examples(store.split("shifted"))[0])["free"] == 240
     entities = [json.loads(line) for line in (store.root / "entities.jsonl").read_text().splitlines()]
     assert [e["name"] for e in entities] == [e.name for e in world.entities]
     assert len((store.root / "passages.jsonl").read_text().splitlines()) == 5 * len(entities)
@@ -116,5 +116,5 @@ def test_a_build_that_breaks_off_leaves_nothing_to_be_mistaken_for_a_world(
             open_small(tmp_path)
     assert not [f for f in tmp_path.iterdir() if f.is_dir() and not f.name.startswith(".")]
     store = open_small(tmp_path)
-    assert LocalImageSearch(store.image_index).backend and load_fvqa(store.split("heldout"))[1] == []
+    assert LocalImageSearch(store.image_index).backend and load_examples(store.split("heldout"))[1] == []
     assert [f.name for f in tmp_path.iterdir() if f.is_dir()] == [store.root.name]

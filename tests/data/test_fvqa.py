@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmsr1.data.fvqa import BadRow, load_fvqa, read_fvqa, write_fvqa
+from mmsr1.data.formats import load_examples
+from mmsr1.data.fvqa import read_fvqa, write_fvqa
+from mmsr1.data.rows import BadRow
 from mmsr1.tools.pictures import decode, encode_png
 from mmsr1.types import Example, Picture, SearchNeed
 
@@ -59,7 +61,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 def test_what_is_written_comes_back(tmp_path: Path, rows_per_group: int) -> None:
     file = tmp_path / "a.parquet"
     assert write_fvqa(file, iter(examples(20)), rows_per_group) == 20
-    assert load_fvqa(file) == (examples(20), [])
+    assert load_examples(file) == (examples(20), [])
     assert [f.name for f in tmp_path.iterdir()] == ["a.parquet"]
 
 
@@ -83,19 +85,19 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="gone"):
         write_fvqa(file, broken())
-    assert load_fvqa(file) == (examples(2), [])
+    assert load_examples(file) == (examples(2), [])
 
 
 @pytest.mark.parametrize("category", ["search_free", "search_required", None, "", "something else", ...])
 def test_the_published_categories_are_read(tmp_path: Path, category: Any) -> None:
-    (example,), bad = load_fvqa(write(tmp_path / "a.parquet", row(category=category)))
+    (example,), bad = load_examples(write(tmp_path / "a.parquet", row(category=category)))
     assert bad == []
     assert example.search_need == {"search_free": "free", "search_required": "required"}.get(category, "unknown")
 
 
 def test_a_test_row_without_id_category_and_aliases_is_usable(tmp_path: Path) -> None:
     bare = row(data_id=..., data_source=..., reward_model={"ground_truth": " a ", "style": "rule"})
-    (one, two), bad = load_fvqa(write(tmp_path / "mini.parquet", bare, bare))
+    (one, two), bad = load_examples(write(tmp_path / "mini.parquet", bare, bare))
     assert bad == [] and (one.id, two.id) == ("mini_0", "mini_1")
     assert one == Example("mini_0", "what is it?", (picture(),), "a", (), "unknown", "mini")
 
@@ -103,7 +105,7 @@ def test_a_test_row_without_id_category_and_aliases_is_usable(tmp_path: Path) ->
 @pytest.mark.parametrize("given", [["b", "c"], '["b", "c"]'])
 def test_aliases_are_a_list_or_one_spelt_in_json(tmp_path: Path, given: Any) -> None:
     file = write(tmp_path / "a.parquet", row(reward_model={"candidate_answers": given, "ground_truth": "a"}))
-    assert load_fvqa(file)[0][0].aliases == ("b", "c")
+    assert load_examples(file)[0][0].aliases == ("b", "c")
 
 
 def with_answer(**changed: Any) -> dict[str, Any]:
@@ -142,13 +144,13 @@ def test_a_row_that_cannot_be_used_is_told_with_its_cause(tmp_path: Path, change
     assert isinstance(bad, BadRow) and (bad.row, bad.id) == (0, "fvqa_test_7")
     assert bad.cause.startswith(cause) and "\n" not in bad.cause
     with pytest.raises(ValueError, match=f"none of 1 rows can be used; row 0: {cause}"):
-        load_fvqa(file)
+        load_examples(file)
 
 
 def test_bad_rows_are_skipped_and_counted_where_they_stand(tmp_path: Path) -> None:
     broken = row(images=[{"bytes": b"x", "path": None}], data_id="broken")
     rows = [broken if i in (0, 17, 39) else row(data_id=f"good_{i}") for i in range(40)]
-    good, bad = load_fvqa(write(tmp_path / "a.parquet", *rows))
+    good, bad = load_examples(write(tmp_path / "a.parquet", *rows))
     assert [(one.row, one.id) for one in bad] == [(0, "broken"), (17, "broken"), (39, "broken")]
     assert [e.id for e in good] == [f"good_{i}" for i in range(40) if i not in (0, 17, 39)]
 
@@ -180,19 +182,19 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, spoil: C
     file = tmp_path / "a.parquet"
     spoil(file)
     with pytest.raises(ValueError) as caught:
-        load_fvqa(file)
+        load_examples(file)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_file_without_rows_is_told(tmp_path: Path) -> None:
     write_fvqa(tmp_path / "a.parquet", [])
     with pytest.raises(ValueError, match="none of 0 rows can be used$"):
-        load_fvqa(tmp_path / "a.parquet")
+        load_examples(tmp_path / "a.parquet")
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="the real rows lie in ../shared/data, which users do not have")
 def test_real_rows_are_read_and_survive_a_round_trip(tmp_path: Path) -> None:
-    good, bad = load_fvqa(REAL)
+    good, bad = load_examples(REAL)
     assert len(good) == 5 and bad == []
     assert good[0].question == "What is the country of origin of this food?" and good[0].answer == "Spain"
     assert good[0].aliases == ("Kingdom of Spain", "ESP", "🇪🇸", "ES", "Spain")
@@ -201,7 +203,7 @@ def test_real_rows_are_read_and_survive_a_round_trip(tmp_path: Path) -> None:
     }
     assert all(min(decode(p).size) > 100 for e in good for p in e.images)
     write_fvqa(tmp_path / "again.parquet", good)
-    assert load_fvqa(tmp_path / "again.parquet") == (good, [])
+    assert load_examples(tmp_path / "again.parquet") == (good, [])
     published = pq.read_table(REAL).to_pylist()[0]["reward_model"]
     again = pq.read_table(tmp_path / "again.parquet").to_pylist()[0]["reward_model"]
     assert json.loads(again["candidate_answers"]) == json.loads(published["candidate_answers"])

@@ -17,6 +17,7 @@ from typing import Any
 
 from mmsr1 import cli
 from mmsr1.cli import USER_ERRORS, CommandParser, checked, explain, refuse
+from mmsr1.data.balance.subset import check_ratio
 
 
 def main(arguments: list[str]) -> int:
@@ -35,15 +36,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _balance(config: Any, asked: argparse.Namespace) -> int:
-    from mmsr1.assembly.answering import Answered
+    from mmsr1.assembly.answering import Answered, drawn
     from mmsr1.assembly.data import training_examples
     from mmsr1.data.balance.report import write_results
 
-    out, seen = Path(asked.out), f"{asked.rollouts} free, {0 if asked.rule == 'paper' else asked.rollouts} forced"
-    answered = Answered(out, "answers", config, seen)
+    out = Path(asked.out)
+    forced = 0 if asked.rule == "paper" else asked.rollouts
+    answered = Answered(out, "answers", config, {"rollouts": asked.rollouts, "forced": forced})
     try:
         examples, _, _ = training_examples(config)
-        places = range(min(len(examples), asked.limit or len(examples)))
+        places = drawn(len(examples), asked.limit, config.seed)
         paid, stopped = _ask(config, asked, examples, places, answered)
         results = write_results(out, examples, answered.rows(), asked, paid, stopped is None)
         results.show()
@@ -58,7 +60,7 @@ def _balance(config: Any, asked: argparse.Namespace) -> int:
         answered.close()
 
 
-def _ask(config: Any, asked: Any, examples: Any, places: range, answered: Any) -> tuple[float, str | None]:
+def _ask(config: Any, asked: Any, examples: Any, places: list[int], answered: Any) -> tuple[float, str | None]:
     """Have the questions answered that no line tells of yet; (USD paid, why it ended before they all were)."""
     from mmsr1.assembly.answering import IN_FLIGHT, answering, portions
     from mmsr1.data.balance.records import record
@@ -89,11 +91,11 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder for the results; one that was begun is gone on with")
     parser.add_argument("--rollouts", type=int, default=8, help="episodes a question, free and of each branch")
     parser.add_argument("--rule", choices=("counterfactual", "paper"), default="counterfactual")
-    parser.add_argument("--tolerance", type=float, default=0.25, help="rates that are no further apart tie")
+    parser.add_argument("--tolerance", type=float, default=0.25, help="how much better a rate must be not to tie")
     parser.add_argument("--least", type=float, default=0.25, help="drop what no branch gets right as often as this")
     parser.add_argument("--size", type=int, default=0, help="questions of the balanced set; 0: as many as possible")
     parser.add_argument("--ratio", default="free=0.5,required=0.5", help="shares of it, by need")
-    parser.add_argument("--limit", type=int, default=0, help="ask the first N questions only")
+    parser.add_argument("--limit", type=int, default=0, help="ask N of the questions only, drawn by the seed")
     parser.add_argument("overrides", nargs="*", help="as train.py takes them, e.g. model.path=<run>/policy")
     asked = parser.parse_intermixed_args(arguments)
     for name, least in (("rollouts", 1), ("size", 0), ("limit", 0)):
@@ -103,6 +105,10 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
         if not 0 <= getattr(asked, name) <= 1:
             refuse(f"--{name}={getattr(asked, name)}: must be between 0 and 1")
     asked.ratio = _shares(asked.ratio)
+    try:
+        check_ratio(asked.ratio)
+    except ValueError as error:
+        refuse(str(error))
     return asked
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mmsr1.data.balance.rules import ORDER, Branch, Count, Verdict, branch_of, counterfactual_rule, paper_rule
 from mmsr1.types import INFRASTRUCTURE_STOPS, REACHED_TOOL, Episode, Example, Reward, SearchNeed
 
 
+@runtime_checkable
 class Judged(Protocol):
     """An episode with its reward (`mmsr1.evaluation.scorecard.Scored`)."""
 
@@ -57,9 +58,8 @@ def record(example: Example, free: Sequence[Judged], forced: Mapping[Branch, Seq
 def labels(line: Mapping[str, Any], tolerance: float, least: float) -> Labels:
     """What both rules say of a line; the counterfactual rule nothing if no branch was forced."""
     free: dict[Branch, Count] = {branch: Count(*line["free"][branch]) for branch in ORDER if branch in line["free"]}
-    forced: dict[Branch, Count] = {
-        branch: Count(*line["forced"][branch]) for branch in ORDER if branch in line["forced"]
-    }
+    tried_by = line["forced"]
+    forced: dict[Branch, Count] = {branch: Count(*tried_by[branch]) for branch in ORDER if branch in tried_by}
     right, tried = sum(c.right for c in free.values()), sum(c.tried for c in free.values())
     unjudged = not tried or any(not count.tried for count in forced.values())
     verdict = None if unjudged or not forced else counterfactual_rule(forced, line["id"], tolerance, least)

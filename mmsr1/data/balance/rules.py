@@ -78,8 +78,10 @@ def paper_rule(free: Mapping[Branch, Count]) -> SearchNeed | None:
 def counterfactual_rule(
     forced: Mapping[Branch, Count], id: str, tolerance: float = 0.25, least: float = 0.25
 ) -> Verdict:
-    """By forced rollouts: among the branches whose rate is within `tolerance` of the best one's, that with the fewest
-    calls (of two with as many, the better one). Drop if the best rate is below `least`.
+    """By forced rollouts: among the branches that are right at least (1 - `tolerance`) times as often as the best one,
+    that with the fewest calls (of two with as many, the better one). Drop if the best rate is below `least`.
+
+    The reward compares in the same way: a direct answer pays where p > (1 - penalty) x accuracy with search.
 
     The confidence comes from rates drawn from what the counts leave open (Beta(1 + right, 1 + wrong), independent),
     judged by the same rule; `id` seeds the draws. Raises ValueError if a branch was not tried.
@@ -98,7 +100,7 @@ def counterfactual_rule(
 def _cheapest(rates: np.ndarray, tolerance: float, least: float) -> np.ndarray:
     """The place of the chosen branch in each row [N, branches] of rates, -1 to drop."""
     best = rates.max(axis=1, keepdims=True)
-    ties = rates >= best - tolerance - 1e-9
+    ties = rates >= best * (1 - tolerance) - 1e-9
     # Fewest calls first; of as many calls the higher rate, which adds less than a call; of equal ones the first.
     cost = np.array([CALLS[branch] for branch in ORDER]) - rates / 2
     chosen = np.where(ties, cost, np.inf).argmin(axis=1)

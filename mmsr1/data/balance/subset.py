@@ -29,7 +29,8 @@ def balanced(
     `ratio` gives the shares of pools (see `POOLS`), `classes` the taxonomy that each pool keeps its own shares of.
     Raises ValueError for a ratio that makes no sense or a pool without questions.
     """
-    total = _checked(ratio)
+    check_ratio(ratio)
+    total = sum(ratio.values())
     pools = {name: [i for i, need in enumerate(needs) if need in POOLS[name]] for name in ratio}
     empty = [name for name, members in pools.items() if not members]
     if empty:
@@ -59,8 +60,8 @@ def apportioned(weights: Mapping[K, float], seats: int) -> dict[K, int]:
     return given
 
 
-def _checked(ratio: Mapping[str, float]) -> float:
-    """The sum of the shares. Raises ValueError."""
+def check_ratio(ratio: Mapping[str, float]) -> None:
+    """Raises ValueError for shares that make no sense."""
     for name, share in ratio.items():
         if name not in POOLS:
             raise ValueError(f"--ratio: {name!r} is no pool; known: {', '.join(POOLS)}")
@@ -68,4 +69,3 @@ def _checked(ratio: Mapping[str, float]) -> float:
             raise ValueError(f"--ratio: {name}={share:g}: a share is more than 0; leave the pool out for none")
     if not ratio or ("required" in ratio and len(set(ratio) - {"free", "required"})):
         raise ValueError("--ratio: give shares of free and required, or of free, image, text and both")
-    return sum(ratio.values())

@@ -38,17 +38,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _make(config: Any, asked: argparse.Namespace) -> int:
-    from mmsr1.assembly.answering import IN_FLIGHT, Answered, answering, portions
+    from mmsr1.assembly.answering import IN_FLIGHT, Answered, answering, drawn, portions
     from mmsr1.assembly.data import training_examples
     from mmsr1.data.traces.folder import FACTS, keep_pictures, tokenizer_name, trace_record
     from mmsr1.run_directory import json_line, write_whole
 
     out = Path(asked.out)
-    seen = f"{asked.attempts} attempts, {asked.keep} kept of reward {asked.least_reward} or more"
-    answered = Answered(out, "traces", config, seen)
+    options = {name: getattr(asked, name) for name in ("attempts", "keep", "least_reward")}
+    answered = Answered(out, "traces", config, options)
     try:
         examples, _, _ = training_examples(config)
-        wanted = range(min(len(examples), asked.limit or len(examples)))
+        wanted = drawn(len(examples), asked.limit, config.seed)
         left = [i for i in wanted if examples[i].id not in answered.done]
         stopped = None
         with answering(config, out) as teacher:
@@ -101,7 +101,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--attempts", type=int, default=1, help="episodes a question")
     parser.add_argument("--keep", type=int, default=1, help="traces a question, at most")
     parser.add_argument("--least-reward", type=float, default=0.8, help="what a trace must reach to be kept")
-    parser.add_argument("--limit", type=int, default=0, help="ask the first N questions only")
+    parser.add_argument("--limit", type=int, default=0, help="ask N of the questions only, drawn by the seed")
     parser.add_argument("overrides", nargs="*", help="as train.py takes them, e.g. rollout=emblem_teacher")
     asked = parser.parse_intermixed_args(arguments)
     for name in ("attempts", "keep"):

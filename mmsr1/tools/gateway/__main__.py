@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import uvicorn
 from filelock import FileLock, Timeout
@@ -28,7 +28,7 @@ from rich.console import Console
 from mmsr1 import __version__, cli
 from mmsr1.assembly.services import ledger_folder
 from mmsr1.assembly.tools import SearchTools, check_tools, search_tools
-from mmsr1.cli import USER_ERRORS, checked, explain, refuse
+from mmsr1.cli import USER_ERRORS, CommandParser, checked, explain, refuse
 from mmsr1.config import Config, ToolsConfig
 from mmsr1.report.searches import search_table, tool_table
 from mmsr1.tools.base import CallFailed
@@ -41,11 +41,6 @@ KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that it is th
 SHORTEST_TOKEN = 16
 BACKLOG = 2048
 PARTS = ("image_search", "text_search", "reader", "summarizer")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        refuse(f"{message}; --help lists the options")
 
 
 class _Server(uvicorn.Server):
@@ -211,7 +206,7 @@ def _any(host: str) -> bool:
 
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m mmsr1.tools.gateway", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="python -m mmsr1.tools.gateway", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; beyond loopback with a token only")
     parser.add_argument("--port", type=int, default=8100, help="0 takes a free one")
     parser.add_argument("--token-env", metavar="NAME", help="environment variable that holds the clients' token")
