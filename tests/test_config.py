@@ -40,6 +40,7 @@ FILES = (
     "tools.text_search.url=http://node9:8000",
     "tools.summarizer.url=http://node9:8001",
     "tools.bundle=frozen",
+    "rollout.api.url=http://node9:8002",
 )
 
 
