@@ -32,7 +32,7 @@ USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ConfigError)
 # What a checkpoint was made with; another value would train something else in its place.
 _FIXED = {f"model.{name}" for name in ("path", "lora_rank", "lora_alpha", "freeze_vision", "hidden", "layers")}
 _FIXED |= {"algorithm.kind", "algorithm.prompts_per_step", "data.train_path", "data.train_size"}
-_FIXED |= {"data.kind", "data.root", "algorithm.all_equal", "algorithm.group_size"}
+_FIXED |= {"data.kind", "data.root", "algorithm.all_equal", "algorithm.group_size", "algorithm.traces"}
 _FIXED |= {f"rollout.{name}" for name in ("overlap", "oversample", "max_staleness")}
 _FIXED_GROUPS = ("data.world.", "data.mix.", "data.sources")
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -6,9 +6,11 @@ so that a command that was killed goes on with the questions that have none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,20 +21,25 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mmsr1.assembly.data import skipped_rows, training_examples
 from mmsr1.assembly.policy import base_policy, starting_weights
 from mmsr1.assembly.rollout import reward_spec, rollout_worker, sampling
+from mmsr1.assembly.services import ledger_folder
 from mmsr1.assembly.settings import settle
 from mmsr1.assembly.tools import check_tools
 from mmsr1.config import Config, ConfigError
+from mmsr1.data.table import ExampleTable
 from mmsr1.evaluation.scorecard import Scored
 from mmsr1.models.loading import PolicyFiles
+from mmsr1.report.searches import search_table, tool_table
 from mmsr1.rewards.reward import score
 from mmsr1.rollout.protocol import ActionName
 from mmsr1.rollout.worker import RolloutWorker
-from mmsr1.run_directory import append_line, json_line, read_lines
-from mmsr1.types import Example
+from mmsr1.run_directory import append_line, json_line
+from mmsr1.tools.ledger import read_totals
+from mmsr1.types import INFRASTRUCTURE_STOPS, Example
 
-IN_FLIGHT = 512  # episodes of a portion
+IN_FLIGHT = 512  # episodes at a time
 SETTINGS = "config.yaml"
 # What may differ when a command goes on: it decides how fast answers come, and what they may cost, not which.
 _FREE = ("tools.budget", "tools.cache_dir", "data.cache_dir", "trainer", "logger", "rollout.vllm", "rollout.server")
@@ -88,14 +95,13 @@ def answering(config: Config, run: Path) -> Iterator[Answering]:
 class Answered:
     """One line for each finished question, in `<folder>/<name>.jsonl`, made under one configuration.
 
-    `options` are those of the command that decide what a line holds.
-
-    Raises ConfigError if the folder holds those of another, or another process is at work there.
+    `options` are those of the command that decide what a line holds. Raises ConfigError if the folder holds lines of
+    others, or another process is at work there.
     """
 
     def __init__(self, folder: Path, name: str, config: Config, options: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{name}.jsonl"
+        self.folder, self._path = folder, folder / f"{name}.jsonl"
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
             self._lock.acquire()
@@ -105,20 +111,83 @@ class Answered:
             asked: Any = OmegaConf.to_container(OmegaConf.structured(config))
             asked["command"] = {"name": name, **options}
             settle(folder / SETTINGS, asked, lambda key: key.startswith(_FREE))
+            self.done = {row["id"] for row in self.rows()}
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
-        self.done = {row["id"] for row in read_lines(self.path)}
 
     def append(self, row: dict[str, Any]) -> None:
-        append_line(self.path, json_line(row))
+        append_line(self._path, json_line(row))
         self.done.add(row["id"])
 
-    def rows(self) -> list[dict[str, Any]]:
-        return read_lines(self.path)
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One after the other; what a kill left of a last line does not count. Raises ConfigError for a damaged one."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.endswith(b"\n"):
+                    try:
+                        yield json.loads(line)
+                    except ValueError as error:
+                        raise ConfigError(f"{self._path}: line {number} is damaged; remove it") from error
 
     def close(self) -> None:
         self._lock.release()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: USD paid in this folder so far, `lost` questions that failures of engine or tools left
+    without an answer, and why it `stopped` before the last one, if it did."""
+
+    paid_usd: float
+    lost: int
+    stopped: str | None
+
+    @property
+    def complete(self) -> bool:
+        return self.stopped is None and not self.lost
+
+
+# Asks these examples, and calls the last argument for each episode that ends: each example's episodes, and its line.
+Ask = Callable[[Answering, list[Example], Callable[[], None]], Iterable[tuple[Sequence[Scored], dict[str, Any]]]]
+
+
+def ask_all(
+    config: Config,
+    examples: ExampleTable,
+    answered: Answered,
+    limit: int,
+    each: int,
+    rounds: int,
+    what: str,
+    ask: Ask,
+) -> Ended:
+    """Have `limit` of the questions (0: all) answered of which no line tells yet, by `rounds` times `each` episodes.
+
+    A question most of whose episodes were lost to infrastructure gets no line: the same command asks it again. Ends
+    early once money is spent, or nobody answers.
+    """
+    ids = examples.ids
+    left = [i for i in drawn(len(ids), limit, config.seed) if ids[i] not in answered.done]
+    lost, stopped, console = 0, None, Console(stderr=True)
+    if left:
+        with answering(config, answered.folder) as policy:
+            for portion, advance in _portions(left, examples, max(1, IN_FLIGHT // each), what, each * rounds, console):
+                found = list(ask(policy, portion, advance))
+                if stopped := policy.spent():  # what lacks its searches says nothing
+                    break
+                judged = [row for episodes, row in found if not _mostly_lost(episodes)]
+                for row in judged:
+                    answered.append(row)
+                lost += len(found) - len(judged)
+                if not judged:
+                    stopped = "engine or tools answer nothing"
+                    break
+            if (table := search_table(tool_table(policy.rows()))) is not None:
+                console.print(table)
+    return Ended(read_totals(ledger_folder(answered.folder)).spent_usd, lost, stopped)
 
 
 def drawn(total: int, limit: int, seed: int) -> list[int]:
@@ -128,12 +197,14 @@ def drawn(total: int, limit: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng([seed, 23]).permutation(total)[:limit].tolist())
 
 
-def portions(
-    left: Sequence[int], examples: Sequence[Example], size: int, what: str, episodes: int
+def _mostly_lost(episodes: Sequence[Scored]) -> bool:
+    return 2 * sum(one.episode.stop in INFRASTRUCTURE_STOPS for one in episodes) > len(episodes)
+
+
+def _portions(
+    left: Sequence[int], examples: Sequence[Example], size: int, what: str, episodes: int, console: Console
 ) -> Iterator[tuple[list[Example], Callable[[], None]]]:
-    """The examples at the places `left`, `size` at a time, with what to call for each of their `episodes`; a bar shows
-    how far it is."""
-    console = Console(stderr=True)
+    """The examples at the places `left`, `size` at a time, with what to call for each of their `episodes`."""
     bar = Progress(
         TextColumn(what),
         BarColumn(bar_width=24),
@@ -152,3 +223,11 @@ def portions(
             yield [examples[i] for i in left[start : start + size]], lambda: bar.advance(task)
             if not console.is_terminal:
                 console.print(f"{what}: {min(start + size, len(left))} of {len(left)} questions", highlight=False)
+
+
+def questions(config: Config) -> ExampleTable:
+    """The training questions; what people should know of them goes to standard error."""
+    found, _, bad = training_examples(config)
+    for line in skipped_rows(bad):
+        sys.stderr.write(f"{line}\n")
+    return found

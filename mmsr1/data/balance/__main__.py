@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmsr1 import cli
 from mmsr1.cli import USER_ERRORS, CommandParser, checked, explain, refuse
 from mmsr1.data.balance.subset import check_ratio
+
+if TYPE_CHECKING:
+    from mmsr1.assembly.answering import Answering
 
 
 def main(arguments: list[str]) -> int:
@@ -36,54 +40,40 @@ def main(arguments: list[str]) -> int:
 
 
 def _balance(config: Any, asked: argparse.Namespace) -> int:
-    from mmsr1.assembly.answering import Answered, drawn
-    from mmsr1.assembly.data import training_examples
-    from mmsr1.data.balance.report import write_results
-
-    out = Path(asked.out)
-    forced = 0 if asked.rule == "paper" else asked.rollouts
-    answered = Answered(out, "answers", config, {"rollouts": asked.rollouts, "forced": forced})
-    try:
-        examples, _, _ = training_examples(config)
-        places = drawn(len(examples), asked.limit, config.seed)
-        paid, stopped = _ask(config, asked, examples, places, answered)
-        results = write_results(out, examples, answered.rows(), asked, paid, stopped is None)
-        results.show()
-        if stopped is not None:
-            sys.stdout.write(f"{stopped}; the same command goes on\n")
-            return 1
-        sys.stdout.write(f"labels: {out / 'labels.jsonl'}; report: {out / 'report.json'}\n")
-        again = f"python train.py +experiment=grpo_balanced data.train_path={results.balanced}"
-        sys.stdout.write(f"balanced set of {results.chosen}: {results.balanced}; {again}\n")
-        return 0
-    finally:
-        answered.close()
-
-
-def _ask(config: Any, asked: Any, examples: Any, places: list[int], answered: Any) -> tuple[float, str | None]:
-    """Have the questions answered that no line tells of yet; (USD paid, why it ended before they all were)."""
-    from mmsr1.assembly.answering import IN_FLIGHT, answering, portions
+    from mmsr1.assembly.answering import Answered, ask_all, questions
     from mmsr1.data.balance.records import record
+    from mmsr1.data.balance.report import write_results
     from mmsr1.data.balance.rules import BRANCHES, Branch
 
-    left = [i for i in places if examples[i].id not in answered.done]
-    if not left:
-        return 0.0, None
     branches: dict[Branch, Any] = {} if asked.rule == "paper" else dict(BRANCHES)
-    size, each = max(1, IN_FLIGHT // asked.rollouts), asked.rollouts * (1 + len(branches))
-    with answering(config, Path(asked.out)) as policy:
-        stopped = None
-        for portion, advance in portions(left, examples, size, "policy", each):
-            free = policy.episodes(portion, asked.rollouts, "free", on_episode=advance)
-            forced: dict[Branch, Any] = {
-                branch: policy.episodes(portion, asked.rollouts, f"forced_{branch}", actions, advance)
-                for branch, actions in branches.items()
-            }
-            if stopped := policy.spent():  # what lacks its searches says nothing: it is asked again
-                break
-            for i, example in enumerate(portion):
-                answered.append(record(example, free[i], {branch: found[i] for branch, found in forced.items()}))
-        return sum(row.get("paid_usd", 0.0) for row in policy.rows().values()), stopped
+
+    def ask(policy: Answering, examples: list[Any], advance: Callable[[], None]) -> Iterator[tuple[list[Any], Any]]:
+        free = policy.episodes(examples, asked.rollouts, "free", on_episode=advance)
+        forced: dict[Branch, Any] = {
+            branch: policy.episodes(examples, asked.rollouts, f"forced_{branch}", actions, advance)
+            for branch, actions in branches.items()
+        }
+        for i, example in enumerate(examples):
+            mine: dict[Branch, Any] = {branch: found[i] for branch, found in forced.items()}
+            yield [*free[i], *(one for found in mine.values() for one in found)], record(example, free[i], mine)
+
+    out = Path(asked.out)
+    answered = Answered(out, "answers", config, {"rollouts": asked.rollouts, "branches": list(branches)})
+    try:
+        examples = questions(config)
+        ended = ask_all(config, examples, answered, asked.limit, asked.rollouts, 1 + len(branches), "policy", ask)
+        results = write_results(out, examples, answered.rows(), asked, ended.paid_usd, ended.complete)
+    finally:
+        answered.close()
+    results.show()
+    if not ended.complete:
+        what = ended.stopped or f"{ended.lost} questions were lost to failures of engine or tools"
+        sys.stdout.write(f"{what}; the same command goes on\n")
+        return 1
+    sys.stdout.write(f"labels: {out / 'labels.jsonl'}; report: {out / 'report.json'}\n")
+    again = f"python train.py +experiment=grpo_balanced data.train_path={results.balanced}"
+    sys.stdout.write(f"balanced set of {results.chosen}: {results.balanced}; {again}\n")
+    return 0
 
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:

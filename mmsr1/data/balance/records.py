@@ -52,7 +52,8 @@ def record(example: Example, free: Sequence[Judged], forced: Mapping[Branch, Seq
         branches[branch] = [0, 0]
         for one in _kept(found):
             _add(branches[branch], one)
-    return {"id": example.id, "need": example.search_need, "free": by_branch, "forced": branches, "lost": lost}
+    about = {"id": example.id, "need": example.search_need, "taxonomy": example.notes.taxonomy}
+    return {**about, "free": by_branch, "forced": branches, "lost": lost}
 
 
 def labels(line: Mapping[str, Any], tolerance: float, least: float) -> Labels:

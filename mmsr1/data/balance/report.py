@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +24,7 @@ from mmsr1.data.balance.records import Labels, agreement, labelled, labels
 from mmsr1.data.balance.subset import balanced
 from mmsr1.data.card import write_card
 from mmsr1.data.formats import write_examples
+from mmsr1.data.table import ExampleTable
 from mmsr1.run_directory import json_line, write_whole
 from mmsr1.types import Example
 
@@ -54,39 +55,31 @@ class Results:
 
 
 def write_results(
-    out: Path, examples: Sequence[Example], lines: Sequence[Mapping[str, Any]], asked: Any, paid: float, complete: bool
+    out: Path, examples: ExampleTable, lines: Iterable[Mapping[str, Any]], asked: Any, paid: float, complete: bool
 ) -> Results:
-    """Judge the answers and write everything but the answers. Raises ValueError if nothing can be balanced."""
+    """Judge the answers and write everything but the answers. Raises ValueError if a pool of the ratio is empty; the
+    labels are written then."""
     judged = {line["id"]: (line, labels(line, asked.tolerance, asked.least)) for line in lines}
-    order = [(i, *judged[examples[i].id]) for i in range(len(examples)) if examples[i].id in judged]
-    kept = [(i, found) for i, _, found in order if found.need(asked.rule) is not None]
-    write_whole(out / "labels.jsonl", b"".join(json_line(_label_line(line, found)) for _, line, found in order))
-    dropped = [(line, found) for _, line, found in order if found.need(asked.rule) is None]
-    write_whole(out / "dropped.jsonl", b"".join(json_line(_drop_line(line, found)) for line, found in dropped))
-    report = _figures([(line, found) for _, line, found in order], asked, paid, complete)
-    places = (
-        balanced(
-            [str(found.need(asked.rule)) for _, found in kept],
-            [examples[i].notes.taxonomy for i, _ in kept],
-            asked.ratio,
-            asked.size,
-            seed=0,
-        )
-        if kept
-        else []
-    )
-    target = out / "balanced.parquet"
-    write_examples(out / "labelled.parquet", _rows(examples, kept, asked.rule))
-    chosen = [kept[place] for place in places]
-    write_examples(target, _rows(examples, chosen, asked.rule))
-    report |= {"labelled": len(kept), "balanced": len(chosen), "asked_for": asked.size}
+    order = [(i, *judged[id]) for i, id in enumerate(examples.ids) if id in judged]
+    found = [(line, one) for _, line, one in order]
+    kept = [(i, line, one) for i, line, one in order if one.need(asked.rule) is not None]
+    dropped = [(line, one) for line, one in found if one.need(asked.rule) is None]
+    write_whole(out / "labels.jsonl", b"".join(json_line(_label_line(line, one)) for line, one in found))
+    write_whole(out / "dropped.jsonl", b"".join(json_line(_drop_line(line, one)) for line, one in dropped))
+    write_examples(out / "labelled.parquet", _rows(examples, [(i, one) for i, _, one in kept], asked.rule))
+    report = {**_figures(found, asked, paid, complete), "labelled": len(kept)}
+    needs, classes = [str(one.need(asked.rule)) for _, _, one in kept], [line["taxonomy"] for _, line, _ in kept]
+    places = balanced(needs, classes, asked.ratio, asked.size, seed=0) if kept else []
+    chosen = [(kept[place][0], kept[place][2]) for place in places]
+    write_examples(out / "balanced.parquet", _rows(examples, chosen, asked.rule))
+    report |= {"balanced": len(chosen), "asked_for": asked.size}
     write_whole(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
-    facts = {"How it was balanced": _facts(report, asked), "Cost": f"{paid:.4f} USD in the last call of the command"}
+    facts = {"How it was balanced": _facts(report, asked), "Cost": f"{paid:.4f} USD"}
     write_card(out, _rows(examples, chosen, asked.rule), "Search-balanced questions", facts)
-    return Results(target, len(chosen), report)
+    return Results(out / "balanced.parquet", len(chosen), report)
 
 
-def _rows(examples: Sequence[Example], kept: Sequence[tuple[int, Labels]], rule: str) -> Iterator[Example]:
+def _rows(examples: ExampleTable, kept: Sequence[tuple[int, Labels]], rule: str) -> Iterator[Example]:
     for i, found in kept:
         need = found.need(rule)
         assert need is not None

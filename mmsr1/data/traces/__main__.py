@@ -15,11 +15,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmsr1 import cli
 from mmsr1.cli import USER_ERRORS, CommandParser, checked, explain, refuse
+
+if TYPE_CHECKING:
+    from mmsr1.assembly.answering import Answering, Ended
 
 
 def main(arguments: list[str]) -> int:
@@ -38,33 +42,25 @@ def main(arguments: list[str]) -> int:
 
 
 def _make(config: Any, asked: argparse.Namespace) -> int:
-    from mmsr1.assembly.answering import IN_FLIGHT, Answered, answering, drawn, portions
-    from mmsr1.assembly.data import training_examples
+    from mmsr1.assembly.answering import Answered, ask_all, questions
     from mmsr1.data.traces.folder import FACTS, keep_pictures, tokenizer_name, trace_record
     from mmsr1.run_directory import json_line, write_whole
 
     out = Path(asked.out)
+
+    def ask(teacher: Answering, examples: list[Any], advance: Callable[[], None]) -> Iterator[tuple[list[Any], Any]]:
+        write_whole(out / FACTS, json_line({"tokenizer": tokenizer_name(teacher.files.tokenizer)}))
+        for found in teacher.episodes(examples, asked.attempts, "traces", on_episode=advance):
+            kept, lost = chosen(found, asked.least_reward, asked.keep)
+            keep_pictures(out, [one.episode for one in kept])
+            records = [trace_record(one.episode, one.reward) for one in kept]
+            yield found, {"id": found[0].example.id, "attempts": len(found), "lost": lost, "kept": records}
+
     options = {name: getattr(asked, name) for name in ("attempts", "keep", "least_reward")}
     answered = Answered(out, "traces", config, options)
     try:
-        examples, _, _ = training_examples(config)
-        wanted = drawn(len(examples), asked.limit, config.seed)
-        left = [i for i in wanted if examples[i].id not in answered.done]
-        stopped = None
-        with answering(config, out) as teacher:
-            facts = {"tokenizer": tokenizer_name(teacher.files.tokenizer), "rollout": config.rollout.engine}
-            write_whole(out / FACTS, json_line(facts))
-            size = max(1, IN_FLIGHT // asked.attempts)
-            for portion, advance in portions(left, examples, size, "teacher", asked.attempts):
-                for found in teacher.episodes(portion, asked.attempts, "traces", on_episode=advance):
-                    kept, lost = chosen(found, asked.least_reward, asked.keep)
-                    keep_pictures(out, [one.episode for one in kept])
-                    records = [trace_record(one.episode, one.reward) for one in kept]
-                    answered.append({"id": found[0].example.id, "attempts": len(found), "lost": lost, "kept": records})
-                if stopped := teacher.spent():
-                    break
-            paid = sum(row.get("paid_usd", 0.0) for row in teacher.rows().values())
-        return _tell(answered.rows(), out, paid, stopped)
+        ended = ask_all(config, questions(config), answered, asked.limit, asked.attempts, 1, "teacher", ask)
+        return _tell(answered.rows(), out, ended)
     finally:
         answered.close()
 
@@ -79,17 +75,21 @@ def chosen(found: list[Any], least_reward: float, keep: int) -> tuple[list[Any],
     return good[:keep], len(lost)
 
 
-def _tell(rows: list[dict[str, Any]], out: Path, paid: float, stopped: str | None) -> int:
-    calls = Counter(trace["calls"] for row in rows for trace in row["kept"])
-    kept, attempts, lost = sum(calls.values()), sum(row["attempts"] for row in rows), sum(row["lost"] for row in rows)
+def _tell(rows: Iterator[dict[str, Any]], out: Path, ended: Ended) -> int:
+    calls: Counter[int] = Counter()
+    totals: Counter[str] = Counter()
+    for row in rows:
+        calls.update(trace["calls"] for trace in row["kept"])
+        totals.update(asked=1, attempts=row["attempts"], lost=row["lost"], without=not row["kept"])
     shares = ", ".join(f"{calls[n]} with {n} searches" for n in sorted(calls))
-    without = sum(not row["kept"] for row in rows)
     sys.stdout.write(
-        f"{kept} traces kept of {attempts} attempts at {len(rows)} questions ({shares or 'none'}); {without} questions "
-        f"without one, {lost} attempts lost to failures; {paid:.4f} USD paid\n"
+        f"{calls.total()} traces kept of {totals['attempts']} attempts at {totals['asked']} questions "
+        f"({shares or 'none'}); {totals['without']} questions without one, {totals['lost']} attempts lost to failures; "
+        f"{ended.paid_usd:.4f} USD paid\n"
     )
-    if stopped:
-        sys.stdout.write(f"{stopped}; the same command goes on\n")
+    if not ended.complete:
+        what = ended.stopped or f"{ended.lost} questions were lost to failures of engine or tools"
+        sys.stdout.write(f"{what}; the same command goes on\n")
         return 1
     sys.stdout.write(f"traces: {out}; python train.py +experiment=sft algorithm.traces={out}\n")
     return 0

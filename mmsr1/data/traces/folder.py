@@ -21,6 +21,7 @@ from mmsr1.types import Episode, Picture, Reward, Sampled, Segment
 
 LINES, FACTS, IMAGES = "traces.jsonl", "traces.json", "images"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SUFFIXES = ("png", "jpg", "webp", "bin")  # what `picture_suffix` gives
 
 
 class TraceError(ValueError):
@@ -95,7 +96,8 @@ class Traces(Sequence[tuple[Segment, ...]]):
 
     def _picture(self, digest: str) -> Picture:
         """Raises TraceError for one that is gone or was changed."""
-        file = next((self._folder / IMAGES).glob(f"{digest}.*"), None) if _DIGEST.fullmatch(digest) else None
+        files = (self._folder / IMAGES / f"{digest}.{suffix}" for suffix in _SUFFIXES)
+        file = next((file for file in files if file.is_file()), None) if _DIGEST.fullmatch(digest) else None
         picture = Picture(file.read_bytes()) if file else None
         if picture is None or picture.digest != digest:
             raise TraceError(f"{self._folder}: the picture {digest[:12]} is gone or was changed")

@@ -153,3 +153,28 @@ def test_a_mistake_is_one_line(store: EmblemStore, tmp_path, capsys, more: list[
         main(settings(store, tmp_path, *more))
     error = capsys.readouterr().err
     assert ended.value.code == 2 and told in error and error.count("\n") == 1
+
+
+def test_a_service_that_is_down_loses_no_question(httpserver, store: EmblemStore, tmp_path, capsys) -> None:
+    """Nothing is written of questions that nobody answered; once it is back the same command asks them."""
+    down = {"now": True}
+    player = Player(httpserver, {})
+    back = player._answer
+    httpserver.clear()
+    httpserver.expect_request("/v1/chat/completions").respond_with_handler(
+        lambda request: Response("", 503) if down["now"] else back(request)
+    )
+    asked = [
+        *settings(store, tmp_path, "--rollouts", "1", "--limit", "2", "--rule", "paper", "--ratio", "image=1"),
+        "rollout=openai",
+        f"rollout.api.url={player.url}",
+        "rollout.api.options.model=m",
+        "rollout.api.rate_per_s=1000",
+        "rollout.api.attempts=1",
+    ]
+    asked.remove("rollout=transformers")
+    assert main(asked) == 1
+    assert "answer nothing; the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
+    down["now"] = False
+    assert main(asked) == 0 and len(lines(tmp_path / "out" / "answers.jsonl")) == 2
