@@ -1,9 +1,11 @@
 """Try every configured part once, past the cache, and say what is wrong with it, before a run finds out.
 
     python -m mmsr1.tools.check tools=web tools.summarizer.url=http://localhost:8000
+    python -m mmsr1.tools.check tools=local tools.text_index=wiki
 
 Overrides are those of train.py. Exit status 1 if a part cannot be used as it is, 2 for a mistake in the configuration.
-A part is asked once, a reader up to three times: one page or another refuses to be read.
+A part is asked once, a reader up to three times: one page or another refuses to be read. Indexes of one's own and
+bundles are opened; the emblem world's indexes are made by a run itself.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -27,10 +30,13 @@ from mmsr1.assembly.tools import part_providers
 from mmsr1.cli import USER_ERRORS, explain, refuse
 from mmsr1.config import ToolsConfig
 from mmsr1.tools.base import CallFailed
+from mmsr1.tools.bundle.format import Bundle
 from mmsr1.tools.fetch import SafeFetch
+from mmsr1.tools.image_search.local import LocalImageSearch
 from mmsr1.tools.pictures import encode_png
 from mmsr1.tools.providers.base import Provider
 from mmsr1.tools.providers.raw import RawBackend
+from mmsr1.tools.text_search.local import LocalTextSearch
 from mmsr1.tools.thumbnails import ThumbnailBackend
 from mmsr1.tools.web_types import ImageHit, Page, SummaryQuery, WebHit
 from mmsr1.types import Picture
@@ -41,6 +47,7 @@ PAGE = Page(
     "Eiffel Tower",
     "The Eiffel Tower stands in Paris. It was built from 1887 to 1889 by the company of Gustave Eiffel.",
 )
+INDEXES: Mapping[str, Callable[[Path], Any]] = {"text_search": LocalTextSearch, "image_search": LocalImageSearch}
 PAGES_TRIED = 3  # one page or another refuses to be read, whoever asks
 REMEDIES: Mapping[str, str] = {
     "transient": "not reachable",
@@ -66,9 +73,9 @@ class Finding:
 
 
 async def tried(tools: ToolsConfig, image_searches: int = 1) -> list[Finding]:
-    """A finding for each part, in the order in which a search uses them; none for an image search that no episode may
-    make. Raises ConfigError."""
-    found: list[Finding] = []
+    """A finding for each part, those of this disk first, then in the order in which a search uses them; none for an
+    image search that no episode may make. Raises ConfigError."""
+    found = await _of_this_disk(tools, image_searches)
     pictures, pages = [], [PAGE.url]
     for name, provider in part_providers(tools):
         if name == "image_search" and not image_searches:
@@ -90,6 +97,48 @@ async def tried(tools: ToolsConfig, image_searches: int = 1) -> list[Finding]:
         if name == "image_search" and tools.thumbnails and pictures:
             found.append(await _thumbnail(tools, pictures[0]))
     return found
+
+
+async def _of_this_disk(tools: ToolsConfig, image_searches: int) -> list[Finding]:
+    """A finding for each index of the user's own and each search that is replayed."""
+    found = []
+    wanted: tuple[tuple[str, str, str | None, str | Picture], ...] = (
+        ("image_search", tools.image_search.provider, tools.image_index, _picture()),
+        ("text_search", tools.text_search.provider, tools.text_index, QUERY),
+    )
+    for name, provider, index, query in wanted if image_searches else wanted[1:]:
+        if provider == "replay":
+            found.append(await _timed(name, "bundle", _in_bundle(Path(tools.bundle or ""), name)))
+        elif provider == "local" and index is not None:
+            found.append(await _timed(name, "local index", _in_index(Path(index), name, query)))
+    return found
+
+
+async def _timed(name: str, what: str, look: Awaitable[str]) -> Finding:
+    start = time.perf_counter()
+    try:
+        said, wrong = await look, ""
+    except (OSError, ValueError) as error:
+        said, wrong = "not opened", " ".join(str(error).split())
+    return Finding(name, what, time.perf_counter() - start, 0.0, said, wrong)
+
+
+async def _in_index(folder: Path, name: str, query: str | Picture) -> str:
+    """How much an index holds that answers. Raises OSError or ValueError for one that cannot be used."""
+    tool = await asyncio.to_thread(INDEXES[name], folder)
+    if (result := await tool(query)).status == "infrastructure_error":
+        raise ValueError(f"{folder}: {result.detail}")
+    return f"{tool.manifest.count} {'passages' if tool.manifest.kind == 'text' else 'pictures'}"
+
+
+async def _in_bundle(folder: Path, name: str) -> str:
+    """How many searches of this kind a bundle answers. Raises OSError or ValueError for one that cannot be used."""
+    try:
+        bundle = await asyncio.to_thread(Bundle, folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+    bundle.close()
+    return f"{sum(bundle.manifest.tools.get(name, {}).values())} searches"
 
 
 async def _try(name: str, provider: Provider[Any, Any], query: Any) -> tuple[Finding, Any]:
@@ -186,7 +235,7 @@ def main(arguments: list[str], console: Callable[[], Console] = Console) -> int:
     except USER_ERRORS as error:
         refuse(explain(error))
     if not found:
-        sys.stdout.write("all tools are local indexes: there is nobody to ask\n")
+        sys.stdout.write("all tools are the emblem world's own indexes: there is nobody to ask\n")
         return 0
     screen = console()
     screen.print(table(found))

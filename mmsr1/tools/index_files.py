@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,7 +21,8 @@ JOURNAL = "journal.json"  # of a build that has not ended; see index/journal.py
 VERSION = 2
 READABLE = (1, 2)
 IndexKind = Literal["text", "image"]
-Hit = TypeVar("Hit")
+TIES = 20_000  # equally good hits among which the first are looked for
+Place = TypeVar("Place")
 Opened = TypeVar("Opened")
 
 
@@ -49,7 +50,7 @@ class Manifest:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace the file at once: a reader, also one after a crash, sees the old or the new."""
-    scratch = path.with_name(f".{path.name}.new")
+    scratch = scratch_of(path)
     with scratch.open("w", encoding="utf-8") as out:
         json.dump(value, out, indent=1, sort_keys=True)
         out.write("\n")
@@ -61,6 +62,11 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def scratch_of(path: Path) -> Path:
+    """What a crash may leave behind of a file that was to be replaced."""
+    return path.with_name(f".{path.name}.new")
 
 
 def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
@@ -76,7 +82,8 @@ def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
         known = {name.name for name in fields(Manifest)}
         manifest = Manifest(**{key: value for key, value in found.items() if key in known})
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no manifest of an index ({error}): delete the directory, build it again") from None
+        remedy = "if it was one, delete the directory, build it again"
+        raise ValueError(f"{path}: no manifest of an index ({error}); {remedy}") from None
     if manifest.kind != (kind or manifest.kind) or manifest.version not in READABLE:
         wanted = " or ".join(map(str, READABLE))
         raise ValueError(
@@ -134,19 +141,25 @@ class Chain:
 
 
 def best(
-    fetch: Callable[[int], list[tuple[float, str, Hit]]],
+    fetch: Callable[[int], Sequence[tuple[float, Place]]],
+    rank: Callable[[Sequence[Place]], Sequence[Any]],
     topk: int,
-) -> list[Hit]:
-    """The `topk` best of (score, id, hit), equal scores in order of id.
+    count: int,
+) -> list[tuple[float, Place]]:
+    """The `topk` best of `count`, as (score, place), equal scores in the order of what `rank` gives for their places.
 
     A search library cuts its list anywhere within a run of equal scores, so `fetch(limit)` is asked for more until the
-    run at the cut is complete. Scores within 1e-4 of each other in print are equal: 32-bit sums depend on their order.
+    run at the cut is complete. Of a run beyond `TIES` the first ones that `fetch` gives are taken: always the same
+    while the index is. Scores within 1e-4 of each other in print are equal: 32-bit sums depend on their order.
     """
-    limit = 2 * topk
+    limit = min(2 * topk, count)
     while True:
-        hits = [(round(score, 4), identity, hit) for score, identity, hit in fetch(limit)]
-        if len(hits) < limit or hits[-1][0] < hits[topk - 1][0]:
+        found = [(round(score, 4), score, place) for score, place in fetch(limit)]
+        if len(found) < limit or limit >= min(count, TIES) or found[-1][0] < found[topk - 1][0]:
             break
-        limit *= 8
-    hits.sort(key=lambda item: (-item[0], item[1]))
-    return [hit for _, _, hit in hits[:topk]]
+        limit = min(8 * limit, count, TIES)
+    least = found[:topk][-1][0] if found else 0.0
+    wanted = [one for one in found if one[0] >= least]
+    keys = rank([place for _, _, place in wanted])
+    order = sorted(range(len(wanted)), key=lambda at: (-wanted[at][0], keys[at]))
+    return [wanted[at][1:] for at in order[:topk]]

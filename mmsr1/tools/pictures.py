@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmsr1.types import Picture
 
@@ -45,7 +45,9 @@ def decode(picture: Picture, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_
     except BadPicture:
         raise
     except Exception as error:  # decoders raise a dozen types (OSError, SyntaxError, struct.error, ...) on bad bytes
-        reason = " ".join(str(error).split())[:200]
+        # Pillow's own words for bytes of no known format hold the address of an object.
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = " ".join(str(error).split())[:200] if known else f"none of {', '.join(FORMATS)}"
         raise BadPicture(f"cannot be decoded ({type(error).__name__}: {reason})") from error
     rgb.info.clear()
     return rgb

@@ -82,9 +82,14 @@ def _known(data: bytes) -> bool:
     return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
+def showable(width: int, height: int, least: int = LEAST_EDGE) -> bool:
+    """Whether a picture of this shape shows anything, on the web or in an index."""
+    return min(width, height) >= least and max(width, height) <= MAX_RATIO * min(width, height)
+
+
 def _small(data: bytes, edge: int) -> Picture | None:
     image = decode(Picture(data), MAX_PIXELS, MAX_BYTES)
-    if min(image.size) < LEAST_EDGE or max(image.size) > MAX_RATIO * min(image.size):
+    if not showable(*image.size):
         return None
     image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
     return encode_png(image)

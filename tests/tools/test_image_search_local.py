@@ -138,6 +138,15 @@ def test_only_the_first_results_carry_a_thumbnail_never_the_picture(tmp_path):
     assert not stored & {entry.picture.data for entry in indexed}
 
 
+def test_a_thumbnail_of_a_shape_that_shows_nothing_is_not_shown(tmp_path, monkeypatch):
+    """Indexes made before the writer left them out have such."""
+    monkeypatch.setattr("mmsr1.tools.image_search.writing.showable", lambda *size: True)
+    line = encode_png(Image.new("RGB", (4000, 1), "teal"))
+    build_image_index(tmp_path / "index", [ImageEntry("line", "a line", "", line)], thumbnail_px=280)
+    (result,) = search(LocalImageSearch(tmp_path / "index", topk=1, thumbnails=1), [line])
+    assert [(item.title, item.thumbnail) for item in result.items] == [("a line", None)]
+
+
 def test_equal_pictures_come_in_order_of_id_beyond_the_cut(tmp_path):
     picture = Camera(8).view(random_emblems(1, 9)[0])
     names = [f"{n:03d}" for n in range(100)]

@@ -2,12 +2,16 @@
 
 import asyncio
 import random
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmsr1.tools import index_files
+from mmsr1.tools.index.building import build_at_once
 from mmsr1.tools.text_search.local import LocalTextSearch, Passage, build_text_index
+from mmsr1.tools.text_search.writing import TextWriter
 
 FACTS = [
     Passage("1", "Capital of Ban Dab", "the capital of Ban Dab is Lok Gin .", "local://1"),
@@ -92,6 +96,32 @@ def test_equal_scores_come_in_order_of_id_beyond_the_cut(tmp_path):
     random.Random(0).shuffle(names)
     build_text_index(tmp_path / "index", [Passage(n, "same", "same words", f"local://{n}") for n in names])
     assert found(LocalTextSearch(tmp_path / "index", topk=3), "words") == ["0000", "0001", "0002"]
+
+
+def test_a_long_run_of_equal_scores_is_not_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_files, "TIES", 50)
+    build_text_index(tmp_path / "old", [Passage(f"{n:04d}", "same", "same words", "") for n in range(500)])
+    tool, read = LocalTextSearch(tmp_path / "old", topk=3), []
+    real = tool._searcher
+
+    class Counting:
+        def doc(self, address):
+            read.append(address)
+            return real.doc(address)
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    tool._searcher = Counting()
+    first = [hit.id for hit in tool.find("words")]
+    assert len(first) == 3 and len(read) <= 53
+    assert [hit.id for hit in tool.find("words")] == first
+    make = partial(TextWriter, settings=(settings := TextWriter.settings(proximity=False)), base=None, resumed=False)
+    build_at_once(tmp_path / "new", make, settings, [Passage(f"{500 - n}", "", "same words", "") for n in range(40)])
+    tool = LocalTextSearch(tmp_path / "new", topk=3)
+    real, tool._searcher = tool._searcher, Counting()
+    read.clear()
+    assert [hit.id for hit in tool.find("words")] == ["500", "499", "498"] and len(read) == 3
 
 
 def test_the_back_end_names_content_and_settings(index, tmp_path):

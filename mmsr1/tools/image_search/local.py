@@ -7,8 +7,9 @@ graph is searched.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mmsr1.tools.base import in_thread
-from mmsr1.tools.embedding import Encoder, PictureEncoder
+from mmsr1.tools.embedding import PictureEncoder, encoder_of
 from mmsr1.tools.image_search import fine
 from mmsr1.tools.image_search.descriptor import describe
 from mmsr1.tools.image_search.writing import ENDS, ROWS, THUMBNAILS, Descriptor, ImageEntry, ImageWriter
@@ -27,6 +28,7 @@ from mmsr1.tools.index.vectors import FILE as VECTORS
 from mmsr1.tools.index.vectors import Nearest, nearest
 from mmsr1.tools.index_files import Manifest, best, opened
 from mmsr1.tools.pictures import BadPicture, decode
+from mmsr1.tools.thumbnails import showable
 from mmsr1.types import Picture, ToolItem, ToolName, ToolResult
 
 KIND = "image"
@@ -45,7 +47,8 @@ class ImageHit:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """`thumbnail` is its digest, `at` where it begins and how many bytes it has (None: in a file of its own)."""
+    """`thumbnail` is its digest, empty if there is none; `at` where it begins and how many bytes it has (None: it is a
+    file of its own)."""
 
     id: str
     title: str
@@ -69,20 +72,23 @@ def build_image_index(
 class LocalImageSearch:
     """`Tool[Picture]` over an image index: the `topk` most similar pictures, best first.
 
-    The first `thumbnails` of them carry a thumbnail. A query that cannot be decoded is a malformed call.
+    The first `thumbnails` of them carry a thumbnail, those aside whose shape shows nothing. A query that cannot be
+    decoded is a malformed call. `model` is where the index's model lies now, if it was moved.
     The constructor raises FileNotFoundError or ValueError if the directory holds no index of this version.
     """
 
     name: ToolName = "image_search"
     price_usd: float = 0.0
 
-    def __init__(self, directory: Path, topk: int = 5, thumbnails: int = 0) -> None:
+    def __init__(self, directory: Path, topk: int = 5, thumbnails: int = 0, model: str | None = None) -> None:
         if topk < 1 or not 0 <= thumbnails <= topk:
             raise ValueError(f"topk={topk}, thumbnails={thumbnails}: need topk >= 1 and 0 <= thumbnails <= topk")
         self._directory, self._topk, self._thumbnails = Path(directory), topk, thumbnails
         self._encode: PictureEncoder | None = None
         self._fine: np.ndarray | None = None
         opened(self._directory, KIND, self._open)
+        if "encoder" in self.manifest.settings:
+            self._encode = encoder_of(PictureEncoder, self._directory, self.manifest.settings, model)
         self.backend = f"local-image:{self.manifest.content}:topk={topk}:thumbnails={thumbnails}"
 
     def _open(self, manifest: Manifest) -> None:
@@ -97,8 +103,6 @@ class LocalImageSearch:
         self._search = vectors.search
         if manifest.settings.get("descriptor") == "fine":
             self._fine = array(self._directory / fine.FILE, (count, fine.SIDE, fine.SIDE, 3), "uint8")
-        if "encoder" in manifest.settings:
-            self._encode = PictureEncoder(Encoder(**manifest.settings["encoder"]))
 
     def _open_first(self, manifest: Manifest) -> None:
         """The layout of version 1, of which folders are about."""
@@ -127,11 +131,11 @@ class LocalImageSearch:
         if self._fine is not None:
             return self._closer(image, self._fine, vector)
 
-        def fetch(limit: int) -> list[tuple[float, str, ImageHit]]:
-            hits = [self._hit(score, row) for score, row in self._search(vector, limit)]
-            return [(hit.score, hit.id, hit) for hit in hits]
+        def ids(rows: Sequence[int]) -> list[str]:
+            return [self.row(row).id for row in rows]
 
-        return best(fetch, self._topk)
+        found = best(lambda limit: self._search(vector, limit), ids, self._topk, self.manifest.count)
+        return [self._hit(score, row) for score, row in found]
 
     def _closer(self, image: Image.Image, kept: np.ndarray, vector: np.ndarray) -> list[ImageHit]:
         rows = sorted(row for _, row in self._search(vector, max(fine.CANDIDATES, self._topk)))
@@ -149,11 +153,14 @@ class LocalImageSearch:
         return ImageRow(**json.loads(self._lines[start : int(self._ends[number])].tobytes()))
 
     def _item(self, row: ImageRow, with_thumbnail: bool) -> ToolItem:
-        if not with_thumbnail:
+        if not with_thumbnail or not row.thumbnail:
             return ToolItem(row.title, url=row.url)
         thumbnail = Picture(self._thumbnail(row))
         if thumbnail.digest != row.thumbnail:
             raise ValueError(f"thumbnail {row.thumbnail} was changed on disk")
+        with Image.open(io.BytesIO(thumbnail.data)) as image:
+            if not showable(*image.size, least=1):  # of an index that was made without this rule
+                return ToolItem(row.title, url=row.url)
         return ToolItem(row.title, url=row.url, thumbnail=thumbnail)
 
     def _thumbnail(self, row: ImageRow) -> bytes:

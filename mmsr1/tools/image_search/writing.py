@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from mmsr1.tools.embedding import Encoder, PictureEncoder
+from mmsr1.tools.embedding import Encoder, PictureEncoder, encoder_of
 from mmsr1.tools.image_search import fine
 from mmsr1.tools.image_search.descriptor import VERSION as CELLS
 from mmsr1.tools.image_search.descriptor import describe
@@ -28,6 +28,7 @@ from mmsr1.tools.index.vectors import FILE as VECTORS
 from mmsr1.tools.index.vectors import graph_parts
 from mmsr1.tools.index_files import Manifest
 from mmsr1.tools.pictures import decode, encode_png
+from mmsr1.tools.thumbnails import showable
 from mmsr1.types import Picture
 
 ROWS, ENDS, THUMBNAILS = "entries.jsonl", "entries.u64", "thumbnails/pack"
@@ -46,16 +47,17 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is kept of an entry; `small` is what a model looks at, if there is one."""
+    """What is kept of an entry; `pixels` are what a model looks at, if there is one. A picture of a shape that shows
+    nothing, such as a line, has no thumbnail."""
 
     id: str
     title: str
     url: str
     digest: str
-    thumbnail: Picture
+    thumbnail: Picture | None
     vector: np.ndarray | None
     close: bytes
-    small: Image.Image | None
+    pixels: Mapping[str, Any] | None
 
 
 class ImageWriter:
@@ -69,8 +71,7 @@ class ImageWriter:
         self._directory = directory
         self._edge = settings["thumbnail_px"]
         self._fine = settings.get("descriptor") == "fine"
-        encoder = settings.get("encoder")
-        self._encode = None if encoder is None else PictureEncoder(Encoder(**encoder))
+        self._encode = encoder_of(PictureEncoder, directory, settings) if "encoder" in settings else None
         self._files: Growing | None = None
 
     @staticmethod
@@ -98,12 +99,11 @@ class ImageWriter:
     def prepare(self, entry: ImageEntry) -> Prepared:
         """Raises BadPicture."""
         image = decode(entry.picture)
-        learned = self._encode is not None
-        vector = None if learned else describe(np.asarray(image))
+        vector = describe(np.asarray(image)) if self._encode is None else None
         close = fine.shrink(image).tobytes() if self._fine else b""
-        thumbnail = _thumbnail(image, self._edge)
-        small = image if learned else None
-        return Prepared(entry.id, entry.title, entry.url, entry.picture.digest, thumbnail, vector, close, small)
+        thumbnail = _thumbnail(image, self._edge) if showable(*image.size) else None
+        pixels = None if self._encode is None else self._encode.pixels(image)
+        return Prepared(entry.id, entry.title, entry.url, entry.picture.digest, thumbnail, vector, close, pixels)
 
     def identify(self, prepared: Prepared) -> tuple[str, ...]:
         return prepared.id, prepared.title, prepared.url, prepared.digest
@@ -114,12 +114,13 @@ class ImageWriter:
         assert files is not None
         vectors = [one.vector for one in prepared]
         if self._encode is not None and prepared:
-            vectors = list(self._encode([one.small for one in prepared if one.small is not None]))
+            vectors = list(self._encode.vectors([one.pixels for one in prepared if one.pixels is not None]))
         for one, vector in zip(prepared, vectors, strict=True):
             assert vector is not None
-            at = files.write(THUMBNAILS, one.thumbnail.data)
-            row = {"id": one.id, "title": one.title, "url": one.url, "thumbnail": one.thumbnail.digest}
-            line = json.dumps({**row, "at": [at, len(one.thumbnail.data)]}).encode("ascii") + b"\n"
+            shown, digest = (one.thumbnail.data, one.thumbnail.digest) if one.thumbnail is not None else (b"", "")
+            row = {"id": one.id, "title": one.title, "url": one.url, "thumbnail": digest}
+            at = files.write(THUMBNAILS, shown)
+            line = json.dumps({**row, "at": [at, len(shown)]}).encode("ascii") + b"\n"
             end = files.write(ROWS, line) + len(line)
             files.write(ENDS, end.to_bytes(8, "little"))
             files.write(VECTORS, vector.astype("<f4").tobytes())

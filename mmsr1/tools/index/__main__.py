@@ -31,8 +31,9 @@ from mmsr1.tools.embedding import Encoder
 from mmsr1.tools.image_search.writing import ImageWriter
 from mmsr1.tools.index import journal
 from mmsr1.tools.index.building import Task, run
-from mmsr1.tools.index.inputs import Columns, Source, sources
+from mmsr1.tools.index.inputs import Source, sources
 from mmsr1.tools.index.push import PUSHES, push
+from mmsr1.tools.index.rows import Columns
 from mmsr1.tools.index.searching import answers, open_index
 from mmsr1.tools.index_files import Manifest, read_manifest
 from mmsr1.tools.text_search.writing import TextWriter
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("build", _build, "make an index")
     one.add_argument("--kind", choices=("text", "image"), required=True)
-    one.add_argument("--out", type=Path, required=True, help="the index: a folder that holds none yet")
+    one.add_argument("--out", type=Path, required=True, help="the index: a folder that is empty or not there yet")
     _inputs(one)
     one.add_argument("--embed", metavar="MODEL", help="also by vectors: a transformers folder or hub name")
     one.add_argument("--mode", choices=("hybrid", "rerank"), default="hybrid", help="text: what the vectors are for")
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("index", type=Path)
     one.add_argument("--queries", type=Path, required=True, help="JSON lines: id, and query or image")
     one.add_argument("--topk", type=int, default=5)
+    one.add_argument("--model", metavar="DIR", help="where the model of the index lies now, if it was moved")
     one = command("info", _info, "say what is in an index, as JSON")
     one.add_argument("index", type=Path)
     one = command("push", _push, "hand an index over to a search server")
@@ -136,18 +138,24 @@ def _work(task: Task, before: int = 0) -> None:
     print(f"use it: tools.{task.kind}_index={task.directory}  (train.py, the gateway), or search {task.directory}")
 
 
+def passed(sizes: Sequence[int | None], done: journal.Progress) -> float:
+    """How many of the inputs are behind, and how much of the present one."""
+    size = sizes[done.source] if done.source < len(sizes) else None
+    return done.source + (min(1.0, done.token / size) if size else 0.0)
+
+
 @contextmanager
 def _bar(inputs: Sequence[Source]) -> Iterator[Callable[[journal.Progress], None]]:
-    """Progress over all inputs, if their sizes are known; how many rows there are anyway."""
+    """Progress over the inputs, each an equal share because bytes, rows and pictures cannot be added, and how many rows
+    there are. One whose size is not known counts when it is done."""
     sizes = [source.size for source in inputs]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
+    total = None if sizes == [None] else len(sizes)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]} rows"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=said) as progress:
         shown = progress.add_task("indexing", total=total, rows=0)
 
         def watch(done: journal.Progress) -> None:
-            passed = sum(size or 0 for size in sizes[: done.source]) + done.token
-            progress.update(shown, completed=passed, rows=done.count)
+            progress.update(shown, completed=passed(sizes, done), rows=done.count)
 
         yield watch
 
@@ -157,7 +165,7 @@ def _search(given: Any) -> None:
         raise ValueError(f"--topk {given.topk}: must be at least 1")
     bad = 0
     try:
-        for answer in answers(open_index(given.index, given.topk), given.queries):
+        for answer in answers(open_index(given.index, given.topk, given.model), given.queries):
             bad += "error" in answer
             print(json.dumps(answer))
         sys.stdout.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,54 +11,24 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from mmsr1.tools.index import ids
+from mmsr1.tools.index.folder import LOCK, check_free, clean, undo
 from mmsr1.tools.index.growing import Growing, array
-from mmsr1.tools.index.inputs import Bad, Row, Source
+from mmsr1.tools.index.inputs import Source
 from mmsr1.tools.index.journal import Journal, Progress, read_journal
-from mmsr1.tools.index_files import JOURNAL, MANIFEST, VERSION, Chain, Manifest, building, read_manifest
+from mmsr1.tools.index.rows import Bad, Row
+from mmsr1.tools.index.writer import Writer
+from mmsr1.tools.index_files import MANIFEST, VERSION, Chain, Manifest, building, read_manifest
 
 BATCH = 256  # rows that are prepared together
+BATCH_LEARNED = 32  # the same for a model, which needs much memory for each
 COMMIT = 50_000  # rows after which an index of text is safe up to there
 COMMIT_SLOW = 2_048  # the same where each row takes milliseconds: pictures, models
-LOCK = "write.lock"
-
-
-@runtime_checkable
-class Writer(Protocol):
-    """What one kind of index does with its rows; `TextWriter` and `ImageWriter`."""
-
-    kind: str
-
-    def committed(self) -> int | None:
-        """How many rows are safe, where the index itself knows."""
-        ...
-
-    def open(self, sizes: Mapping[str, int]) -> None:
-        """Begin to write, growing files cut to these sizes."""
-        ...
-
-    def prepare(self, value: Any, /) -> Any:
-        """The slow part for one row, on any thread. Raises ValueError in one line for a row that cannot be used."""
-        ...
-
-    def identify(self, prepared: Any, /) -> tuple[str, ...]:
-        """The id, then all else that makes up the row's content."""
-        ...
-
-    def add(self, prepared: Sequence[Any], first: int, /) -> None: ...
-
-    def sync(self) -> Mapping[str, int]: ...
-
-    def commit(self) -> None: ...
-
-    def finish(self, count: int) -> Mapping[str, str]: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -118,36 +87,54 @@ def run(task: Task, make: MakeWriter, watch: Watch = lambda progress: None) -> t
     """Do the task, or go on with it. `watch` is called after every batch.
 
     Returns the manifest and what was read. Raises ValueError in one line: another process is writing, there is another
-    unfinished task, nothing can be indexed; FileExistsError or FileNotFoundError if the index is there or is not.
+    unfinished task, the folder is used for something else, nothing can be indexed; FileExistsError or FileNotFoundError
+    if the index is there or is not. If it fails before anything is safe, it leaves nothing behind.
     """
+    if task.append:
+        read_manifest(task.directory, task.kind)  # which says what is missing
+    else:
+        check_free(task.directory)
+    was_there = task.directory.exists()
     task.directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(task.directory / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{task.directory}: another process is writing to this index; wait for it to end") from None
+    work = _Run(task, make, watch)
     try:
-        return _Run(task, make, watch)()
+        return work()
+    except Exception:
+        if work.undoable:
+            undo(task.directory, work.base, was_there)
+        raise
     finally:
         lock.release()
 
 
 class _Run:
-    """One process at work on a task, alone."""
+    """One process at work on a task, alone. `undoable`: it has begun, and nothing of the task is safe."""
 
     def __init__(self, task: Task, make: MakeWriter, watch: Watch) -> None:
         self.task, self.make, self.watch = task, make, watch
         self.folder = task.directory
+        self.base: Manifest | None = None
+        self.undoable = False
         self.started = time.monotonic()
 
     def __call__(self) -> tuple[Manifest, Progress]:
         base, journal = self._before()
         if journal is not None and journal.finished and base is not None and base.content == journal.done.content:
-            self._clean(base)  # it was killed between its manifest and this
+            clean(self.folder, base)  # it was killed between its manifest and this
             return base, journal.done
+        start = self._start(base)
+        if journal is None or not journal.opened:
+            journal = None
+            Journal(self.task.noted(), start, opened=False).write(self.folder)  # from now on the folder is this task's
+        self.base, self.undoable = base, journal is None or journal.done.count == start.count
         writer = self.make(self.folder, self.task.settings, base, journal is not None)
         try:
-            done = self._begin(base, journal, writer)
+            done = self._begin(start, journal, writer)
             writer.open(done.sizes)
             done = self._read(writer, done)
             if not done.count:
@@ -158,7 +145,6 @@ class _Run:
         return self._publish(base, done, parts), done
 
     def _nothing(self, done: Progress) -> NoReturn:
-        (self.folder / JOURNAL).unlink()
         why = f": {done.told[0]}" if done.told else ""
         raise ValueError(
             f"no {_ROWS[self.task.kind]} in what was given ({done.skipped} left out{why}): nothing to index"
@@ -168,7 +154,8 @@ class _Run:
         """What is there. An unfinished task of another command is refused, or forgotten if so asked."""
         there = (self.folder / MANIFEST).is_file()
         base = read_manifest(self.folder, self.task.kind) if there else None
-        journal = read_journal(self.folder) if not self.task.restart else None
+        journal = read_journal(self.folder)
+        journal = None if self.task.restart else journal
         if journal is not None and dict(journal.task) != self.task.noted():
             what = "append" if journal.task.get("append") else "build"
             raise ValueError(
@@ -177,21 +164,21 @@ class _Run:
             )
         if base is not None and not self.task.append and journal is None:
             raise FileExistsError(f"{self.folder} holds an index already: append to it, or give another --out")
-        if self.task.append and base is None:
-            read_manifest(self.folder, self.task.kind)  # which says what is missing
         if base is not None and ids.FILE not in base.sizes:
             raise ValueError(f"{self.folder}: was not made by this command and is only read: build it again")
         return base, journal
 
-    def _begin(self, base: Manifest | None, journal: Journal | None, writer: Writer) -> Progress:
-        """Where to begin."""
+    def _start(self, base: Manifest | None) -> Progress:
+        """Where a task begins that nobody has begun."""
+        if base is not None:
+            return Progress(count=base.count, content=base.content, sizes=base.sizes)
+        return Progress(content=Chain(self.task.kind, str(VERSION), _settled(self.task.settings)).digest)
+
+    def _begin(self, start: Progress, journal: Journal | None, writer: Writer) -> Progress:
+        """Where to go on."""
         if journal is None:
-            header = Chain(self.task.kind, str(VERSION), _settled(self.task.settings)).digest
-            sizes = {} if base is None else base.sizes
-            count, content = (0, header) if base is None else (base.count, base.content)
-            done = Progress(count=count, content=content, sizes=sizes)
-            Journal(self.task.noted(), done).write(self.folder)
-            return done
+            Journal(self.task.noted(), start).write(self.folder)
+            return start
         safe = writer.committed()
         found = [one for one in (journal.next, journal.done) if one is not None and safe in (None, one.count)]
         if not found:
@@ -201,23 +188,24 @@ class _Run:
     def _read(self, writer: Writer, done: Progress) -> Progress:
         """Index what is left of the sources."""
         content = Chain(digest=done.content)
-        known = Growing(self.folder, [ids.FILE], done.sizes)
         have = ids.Ids(np.asarray(array(self.folder / ids.FILE, (done.count,), "<u8")))
         rows = _rest(self.task.sources, done)
-        slow = self.task.kind == "image" or "encoder" in self.task.settings
-        each, since = (COMMIT_SLOW if slow else COMMIT), 0
-        now = done
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            while batch := list(islice(rows, min(BATCH, each - since))):
-                since += len(batch)
-                now = self._batch(batch, writer, known, have, content, now, pool)
-                if since >= each:
-                    done, since = self._commit(writer, known, done, now), 0
-                    now = done
-                self.watch(now)
-        done = self._commit(writer, known, done, now)
-        known.close()
-        return done
+        learned = "encoder" in self.task.settings
+        each, since = (COMMIT_SLOW if learned or self.task.kind == "image" else COMMIT), 0
+        size = min(BATCH, BATCH_LEARNED) if learned else BATCH
+        now, known = done, Growing(self.folder, [ids.FILE], done.sizes)
+        try:
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                while batch := list(islice(rows, min(size, each - since))):
+                    since += len(batch)
+                    now = self._batch(batch, writer, known, have, content, now, pool)
+                    if since >= each:
+                        done, since = self._commit(writer, known, done, now), 0
+                        now = done
+                    self.watch(now)
+            return self._commit(writer, known, done, now)
+        finally:
+            known.close()
 
     def _batch(
         self,
@@ -253,6 +241,7 @@ class _Run:
         """Two lines in the journal around the moment at which the index itself is safe."""
         now = replace(now, sizes={**writer.sync(), **known.sync()})
         task = self.task.noted()
+        self.undoable = self.undoable and now.count == done.count
         if writer.committed() is not None and now.count != done.count:
             Journal(task, done, now).write(self.folder)
             writer.commit()
@@ -267,15 +256,8 @@ class _Run:
         settings = self.task.settings
         manifest = Manifest(self.task.kind, VERSION, done.count, done.content, settings, parts, done.sizes, made)
         manifest.write(self.folder)
-        self._clean(manifest)
+        clean(self.folder, manifest)
         return manifest
-
-    def _clean(self, manifest: Manifest) -> None:
-        """Remove what no manifest names any more; readers that have it open keep it."""
-        for path in [*self.folder.glob("tantivy-*"), *self.folder.glob("graph-*.faiss")]:
-            if path.name not in manifest.parts.values():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (self.folder / JOURNAL).unlink()
 
 
 _ROWS = {"text": "passages", "image": "image entries"}

@@ -35,12 +35,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Journal:
-    """`task` is what was asked for; `done` is safe, `next` perhaps (the index itself knows, by its count)."""
+    """`task` is what was asked for; `done` is safe, `next` perhaps (the index itself knows, by its count).
+
+    `opened` False: the folder is taken, and what a writer begins with may be half made.
+    """
 
     task: Mapping[str, Any]
     done: Progress
     next: Progress | None = None
     finished: bool = False
+    opened: bool = True
 
     def write(self, directory: Path) -> None:
         write_json(directory / JOURNAL, asdict(self))
@@ -54,9 +58,10 @@ def read_journal(directory: Path) -> Journal | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         done, following = _progress(found["done"]), found["next"]
-        return Journal(found["task"], done, None if following is None else _progress(following), found["finished"])
+        after = None if following is None else _progress(following)
+        return Journal(dict(found["task"]), done, after, found["finished"], found.get("opened", True))
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}): run it again with --restart") from None
+        raise ValueError(f"{path}: no journal of an index ({error}): give another --out, or take it away") from None
 
 
 def _progress(found: Mapping[str, Any]) -> Progress:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import httpx
 import numpy as np
@@ -30,9 +30,10 @@ from mmsr1.tools.providers.fields import web_url, without_password
 from mmsr1.tools.providers.opensearch import authorization, named
 from mmsr1.tools.secrets import Secret
 
-PIECE = 500  # rows of a request
+PIECE, PIECE_BYTES = 500, 8 * 2**20  # the most rows and bytes of a request, a single row aside
 ATTEMPTS, LONGEST_WAIT_S = 6, 30.0
-Row = Mapping[str, Any]
+T = TypeVar("T", int, list, dict)
+_ANOTHER = "give another --name, or delete what is there and push again"
 
 
 def push(
@@ -47,7 +48,7 @@ def push(
     """Rows sent by this call, and rows there afterwards. `watch(done, total)` is called after every piece.
 
     Raises FileNotFoundError or ValueError, in one line, for an index that is not there or cannot live there, an address
-    that is none, a server that refuses; OSError if it cannot be reached.
+    that is none, a server that refuses, or that holds something else under this name.
     """
     manifest = read_manifest(directory)
     named("name", name)
@@ -59,22 +60,26 @@ def push(
         try:
             target = PUSHES[to](_Client(client, secret), name, directory, manifest)
             sent = _send(target, directory, manifest, hashlib.sha256(f"{to} {url} {name}".encode()).hexdigest(), watch)
-            return sent, target.count()
+            there = target.count()
         except CallFailed as error:
             raise ValueError(f"{to} at {url}: {error}; what was sent is there, the same command goes on") from None
+    if there != manifest.count:
+        raise ValueError(f"{to} at {url}: all {manifest.count} rows were sent, {there} are there: {_ANOTHER}")
+    return sent, there
 
 
 def _send(target: _Target, directory: Path, manifest: Manifest, place: str, watch: Callable[[int, int], None]) -> int:
     note = directory / f"push-{place[:12]}.json"
-    done = 0
-    if note.is_file():
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        done = noted["done"] if noted["content"] == manifest.content and target.there() else 0
+    there, noted = target.there(), _noted(note)
+    if there and noted is None and (others := target.count()):
+        raise ValueError(f"{others} rows are there already that were not pushed from {directory}: {_ANOTHER}")
+    done = noted[1] if there and noted is not None and noted[0] == manifest.content else 0
     first = done
+    write_json(note, {"content": manifest.content, "done": done})  # from now on what is there is this index
     target.create()
-    rows = target.rows(done)
+    rows = _pieces(target, done)
     watch(done, manifest.count)
-    while piece := list(islice(rows, PIECE)):
+    for piece in rows:
         for attempt in Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, CallFailed) and error.cause in AGAIN),
             wait=wait_random_exponential(0.2, LONGEST_WAIT_S),
@@ -86,7 +91,32 @@ def _send(target: _Target, directory: Path, manifest: Manifest, place: str, watc
         done += len(piece)
         write_json(note, {"content": manifest.content, "done": done})
         watch(done, manifest.count)
+    if done != manifest.count:
+        raise ValueError(f"{directory}: {done} of its {manifest.count} rows can be read: build it again")
     return done - first
+
+
+def _noted(note: Path) -> tuple[str, int] | None:
+    """Content and number of the rows that were sent, None if nothing was from here."""
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+        return str(found["content"]), int(found["done"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _pieces(target: _Target, done: int) -> Iterator[list[tuple[str, bytes]]]:
+    """What is left, as many rows at a time as a request may have."""
+    piece: list[tuple[str, bytes]] = []
+    size = 0
+    for row in target.rows(done):
+        if piece and (len(piece) >= PIECE or size + len(row[1]) > PIECE_BYTES):
+            yield piece
+            piece, size = [], 0
+        piece.append(row)
+        size += len(row[1])
+    if piece:
+        yield piece
 
 
 class _Client:
@@ -108,6 +138,15 @@ class _Client:
         return reply.json()
 
 
+def _field(answer: Any, kind: type[T], *names: str) -> T:
+    """What stands in an answer under these names, one in the other. Raises CallFailed("broken") if it does not."""
+    for name in names:
+        answer = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(answer, kind) or isinstance(answer, bool):
+        raise CallFailed("broken", f"the answer has no {'.'.join(names)}: is that the right server?")
+    return answer
+
+
 class _Target(Protocol):
     def there(self) -> bool:
         """Whether there is something to go on with."""
@@ -115,11 +154,11 @@ class _Target(Protocol):
 
     def create(self) -> None: ...
 
-    def rows(self, done: int) -> Iterator[Row]:
-        """Those after the first `done`, always in the same order."""
+    def rows(self, done: int) -> Iterator[tuple[str, bytes]]:
+        """Id and form of those after the first `done`, always in the same order."""
         ...
 
-    def put(self, piece: Sequence[Row]) -> None: ...
+    def put(self, piece: Sequence[tuple[str, bytes]]) -> None: ...
 
     def count(self) -> int: ...
 
@@ -145,26 +184,27 @@ class _OpenSearch:
         mappings = {"properties": {"title": english, "text": english, "url": kept}}
         self._client.ask("PUT", f"/{self._name}", self._headers, json={"mappings": mappings})
 
-    def rows(self, done: int) -> Iterator[Row]:
-        return islice(passages(self._directory, self._manifest), done, None)
+    def rows(self, done: int) -> Iterator[tuple[str, bytes]]:
+        for row in islice(passages(self._directory, self._manifest), done, None):
+            action = json.dumps({"index": {"_id": row["id"]}})
+            document = json.dumps({field: row[field] for field in ("title", "text", "url")})
+            yield row["id"], f"{action}\n{document}\n".encode("ascii")
 
-    def put(self, piece: Sequence[Row]) -> None:
-        lines = []
-        for row in piece:
-            lines.append(json.dumps({"index": {"_id": row["id"]}}))
-            lines.append(json.dumps({field: row[field] for field in ("title", "text", "url")}))
+    def put(self, piece: Sequence[tuple[str, bytes]]) -> None:
         headers = {**self._headers, "Content-Type": "application/x-ndjson"}
-        content = ("\n".join(lines) + "\n").encode("ascii")
-        answer = self._client.ask("POST", f"/{self._name}/_bulk", headers, content=content)
-        statuses = [item["index"]["status"] for item in answer["items"]] if answer.get("errors") else []
+        content = b"".join(row for _, row in piece)
+        items = _field(self._client.ask("POST", f"/{self._name}/_bulk", headers, content=content), list, "items")
+        statuses = [_field(item, int, "index", "status") for item in items]
+        if len(statuses) != len(piece):
+            raise CallFailed("broken", f"{len(piece)} passages were sent, {len(statuses)} answered for")
         if 429 in statuses:
             raise CallFailed("throttled", "takes no more for now")
-        if refused := [row["id"] for row, status in zip(piece, statuses, strict=False) if status >= 400]:
+        if refused := [name for (name, _), status in zip(piece, statuses, strict=True) if not 200 <= status < 300]:
             raise CallFailed("refused", f"does not take {len(refused)} passages, the first {refused[0][:80]!r}")
 
     def count(self) -> int:
         self._client.ask("POST", f"/{self._name}/_refresh", self._headers)
-        return self._client.ask("GET", f"/{self._name}/_count", self._headers)["count"]
+        return _field(self._client.ask("GET", f"/{self._name}/_count", self._headers), int, "count")
 
 
 class _Qdrant:
@@ -189,18 +229,16 @@ class _Qdrant:
             vectors = {"size": self._dimensions, "distance": "Dot"}
             self._client.ask("PUT", self._path, self._headers, json={"vectors": vectors})
             return
-        size = found["result"]["config"]["params"]["vectors"].get("size")
+        size = _field(found, int, "result", "config", "params", "vectors", "size")
         if size != self._dimensions:
             raise ValueError(
                 f"qdrant{self._path}: has vectors of {size} numbers, not {self._dimensions}: --name another"
             )
 
-    def rows(self, done: int) -> Iterator[Row]:
+    def rows(self, done: int) -> Iterator[tuple[str, bytes]]:
         if self._manifest.kind == "text":
             for row in islice(passages(self._directory, self._manifest), done, None):
-                number = row["row"]
-                payload = {field: row[field] for field in ("id", "title", "text", "url")}
-                yield {"id": number, "vector": self._vectors[number].tolist(), "payload": payload}
+                yield self._point(row["row"], {field: row[field] for field in ("id", "title", "text", "url")})
             return
         index = LocalImageSearch(self._directory)
         close = None
@@ -211,14 +249,21 @@ class _Qdrant:
             payload = {"id": row.id, "title": row.title, "url": row.url}
             if close is not None:
                 payload["fine"] = base64.b64encode(np.asarray(close[number]).tobytes()).decode("ascii")
-            yield {"id": number, "vector": self._vectors[number].tolist(), "payload": payload}
+            yield self._point(number, payload)
 
-    def put(self, piece: Sequence[Row]) -> None:
-        self._client.ask("PUT", f"{self._path}/points", self._headers, params={"wait": "true"}, json={"points": piece})
+    def _point(self, number: int, payload: Mapping[str, str]) -> tuple[str, bytes]:
+        point = {"id": number, "vector": self._vectors[number].tolist(), "payload": payload}
+        return payload["id"], json.dumps(point).encode("ascii")
+
+    def put(self, piece: Sequence[tuple[str, bytes]]) -> None:
+        content = b'{"points":[' + b",".join(row for _, row in piece) + b"]}"
+        headers = {**self._headers, "Content-Type": "application/json"}
+        answer = self._client.ask("PUT", f"{self._path}/points", headers, params={"wait": "true"}, content=content)
+        _field(answer, dict, "result")
 
     def count(self) -> int:
         asked = self._client.ask("POST", f"{self._path}/points/count", self._headers, json={"exact": True})
-        return asked["result"]["count"]
+        return _field(asked, int, "result", "count")
 
 
 PUSHES: Mapping[str, Callable[[_Client, str, Path, Manifest], _Target]] = {"opensearch": _OpenSearch, "qdrant": _Qdrant}

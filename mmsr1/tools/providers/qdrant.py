@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mmsr1.tools.base import Answer, CallFailed
-from mmsr1.tools.embedding import Encoder, picture_encoder, text_encoder
+from mmsr1.tools.embedding import Encoder, PictureEncoder, TextEncoder
 from mmsr1.tools.image_search import fine
 from mmsr1.tools.image_search.descriptor import describe
 from mmsr1.tools.pictures import BadPicture, decode
@@ -32,7 +31,6 @@ class _Qdrant(WebProvider[Q, tuple[ToolItem, ...]]):
     def __init__(self, access: Access) -> None:
         super().__init__(access)
         named("collection", self.options["collection"])
-        self._one = threading.Lock()  # at a time: a model uses all cores anyway
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -67,7 +65,7 @@ class QdrantText(_Qdrant[str]):
         super().__init__(access)
         chosen = self.options
         encoder = Encoder(chosen["model"], chosen["pooling"], chosen["query_prefix"], digest=chosen["digest"])
-        self._encode = text_encoder(encoder) if encoder.model else None
+        self._encode = TextEncoder(encoder) if encoder.model else None
 
     async def fetch(self, query: str) -> Answer[str]:
         line = searchable(query)
@@ -77,8 +75,7 @@ class QdrantText(_Qdrant[str]):
 
     def _vector(self, line: str) -> np.ndarray:
         assert self._encode is not None
-        with self._one:
-            return self._encode([line], query=True)[0]
+        return self._encode([line], query=True)[0]
 
     def parse(self, raw: str, query: str) -> tuple[ToolItem, ...]:
         return entries(self._points(raw), "points", _passage)[: self.results]
@@ -95,7 +92,7 @@ class QdrantImage(_Qdrant[Picture]):
     def __init__(self, access: Access) -> None:
         super().__init__(access)
         encoder = Encoder(self.options["model"], digest=self.options["digest"])
-        self._encode = picture_encoder(encoder) if encoder.model else None
+        self._encode = PictureEncoder(encoder) if encoder.model else None
 
     async def fetch(self, query: Picture) -> Answer[str]:
         vector = await asyncio.to_thread(self._vector, query)
@@ -109,8 +106,7 @@ class QdrantImage(_Qdrant[Picture]):
             raise CallFailed("blocked", f"the picture {error}") from None
         if self._encode is None:
             return describe(np.asarray(image))
-        with self._one:
-            return self._encode([image])[0]
+        return self._encode([image])[0]
 
     def parse(self, raw: str, query: Picture) -> tuple[ToolItem, ...]:
         found = entries(self._points(raw), "points", _shown)

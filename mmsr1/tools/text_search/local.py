@@ -8,22 +8,23 @@ string can be a syntax error (`parse_query` raises on such strings, and `parse_q
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, log
 from pathlib import Path
+from typing import Any
 
 import tantivy
 from tantivy import Occur, Query
 
 from mmsr1.tools.base import in_thread
-from mmsr1.tools.embedding import Encoder, TextEncoder
+from mmsr1.tools.embedding import TextEncoder, encoder_of
 from mmsr1.tools.index.building import build_at_once
 from mmsr1.tools.index.vectors import FILE as VECTORS
 from mmsr1.tools.index.vectors import Nearest
 from mmsr1.tools.index_files import Manifest, best, opened
 from mmsr1.tools.text_search.proximity import CANDIDATES, CHARACTERS, bonus
-from mmsr1.tools.text_search.words import FIELDS, GRAMS, english, query_grams
+from mmsr1.tools.text_search.words import FIELDS, GRAMS, composed, english, query_grams
 from mmsr1.tools.text_search.writing import Passage, TextWriter
 from mmsr1.types import ToolItem, ToolName, ToolResult
 
@@ -37,21 +38,24 @@ __all__ = ["LocalTextSearch", "Passage", "TextHit", "build_text_index"]
 
 @dataclass(frozen=True)
 class TextHit:
-    """A passage that was found; `score` compares hits of one query only."""
+    """A passage that was found; `score` compares hits of one query only, `row` is its number if the index has such."""
 
     id: str
     score: float
     item: ToolItem
+    row: int | None = None
 
 
 def build_text_index(directory: Path, passages: Iterable[Passage]) -> Manifest:
     """Write an index of the passages that is searched by BM25 alone.
 
+    The analyzer stays the second one: so the emblem world keeps its content hash, and what is cached under it.
+
     Raises ValueError for a repeated id or no passages at all, FileExistsError if the directory exists.
     The directory appears complete or not at all.
     """
 
-    settings = TextWriter.settings(proximity=False)
+    settings = TextWriter.settings(proximity=False, analyzer=2)
 
     def writer(scratch: Path) -> TextWriter:
         return TextWriter(scratch, settings, None, resumed=False, threads=1)
@@ -66,32 +70,34 @@ class LocalTextSearch:
     rank fusion), `rerank` sorts the best by words anew by their vectors.
     `required_share` of the query's distinct words (rounded up, stop words aside) must occur in a passage for it to be
     a hit by words: 0 takes any word, as web search does; 1 demands all, so that a query about an unknown name finds
-    nothing.
+    nothing. `model` is where the index's model lies now, if it was moved.
     The constructor raises FileNotFoundError or ValueError if the directory holds no index of this version.
     """
 
     name: ToolName = "text_search"
     price_usd: float = 0.0
 
-    def __init__(self, directory: Path, topk: int = 5, required_share: float = 0.0) -> None:
+    def __init__(self, directory: Path, topk: int = 5, required_share: float = 0.0, model: str | None = None) -> None:
         if topk < 1 or not 0.0 <= required_share <= 1.0:
             raise ValueError(f"topk={topk}, required_share={required_share}: need topk >= 1 and a share in [0, 1]")
         self._topk, self._required_share = topk, required_share
         self._analyzer = english()
         self._encode: TextEncoder | None = None
         opened(Path(directory), KIND, lambda manifest: self._open(Path(directory), manifest))
+        if "encoder" in self.manifest.settings:
+            self._encode = encoder_of(TextEncoder, Path(directory), self.manifest.settings, model)
         self.backend = f"local-text:{self.manifest.content}:topk={topk}:share={required_share:g}"
 
     def _open(self, directory: Path, manifest: Manifest) -> None:
         index = tantivy.Index.open(str(directory / manifest.parts.get("tantivy", "tantivy")))
         index.config_reader("manual")  # this tool answers from what it has opened, whoever appends
         self.manifest, self._schema, self._searcher = manifest, index.schema, index.searcher()
+        self._cut = manifest.settings.get("analyzer", 1)
         if self._searcher.num_docs != manifest.count:
             raise ValueError(f"{manifest.count} passages announced, {self._searcher.num_docs} found")
         if "encoder" in manifest.settings:
             dimensions = manifest.sizes[VECTORS] // (4 * manifest.count)
             self._nearest = Nearest(directory, manifest.parts, manifest.count, dimensions)
-            self._encode = TextEncoder(Encoder(**manifest.settings["encoder"]))
 
     async def __call__(self, query: str) -> ToolResult:
         if not query.strip():
@@ -100,13 +106,13 @@ class LocalTextSearch:
 
     def _result(self, query: str) -> ToolResult:
         hits = self.find(query)
-        if not hits and not self._terms(_encodable(query)):
+        if not hits and not self._terms(self._words(query)):
             return ToolResult("empty", detail="the query has no word that can be searched")
         return ToolResult("ok" if hits else "empty", tuple(hit.item for hit in hits))
 
     def find(self, query: str) -> list[TextHit]:
         """The hits, best first; none for a query without words. Blocks; no string is an error."""
-        text = _encodable(query)
+        text = self._words(query)
         if self._encode is None:
             return self._by_words(text, self._topk)
         if not text.strip():
@@ -115,7 +121,8 @@ class LocalTextSearch:
         pool = max(_POOL, 4 * self._topk)
         by_words = self._by_words(text, pool)
         if self.manifest.settings["mode"] == "rerank":
-            scored = [(float(self._nearest.rows[self._row(hit.id)] @ vector), hit) for hit in by_words]
+            rows = self._nearest.rows
+            scored = [(float(rows[hit.row] @ vector), hit) for hit in by_words if hit.row is not None]
         else:
             scored = _fused(by_words, [self._at_row(row, score) for score, row in self._nearest.search(vector, pool)])
         scored.sort(key=lambda one: (-round(one[0], 6), one[1].id))
@@ -125,17 +132,23 @@ class LocalTextSearch:
         terms = self._terms(text)
         if not terms:
             return []
-        query = self._query(terms)
+        query, near = self._query(terms), self.manifest.settings.get("proximity")
 
-        def fetch(limit: int) -> list[tuple[float, str, TextHit]]:
-            found = self._searcher.search(query, limit=limit, count=False).hits
-            hits = [self._read(address, score) for score, address in found]
-            return [(hit.score, hit.id, hit) for hit in hits]
+        def fetch(limit: int) -> Sequence[tuple[float, tantivy.DocAddress]]:
+            return self._searcher.search(query, limit=limit, count=False).hits
 
-        if not self.manifest.settings.get("proximity"):
-            return best(fetch, limit)
-        hits = self._nearer(text, best(fetch, max(limit, CANDIDATES)))
+        found = best(fetch, self._order, max(limit, CANDIDATES) if near else limit, self.manifest.count)
+        hits = [self._read(address, score) for score, address in found]
+        if not near:
+            return hits
+        hits = self._nearer(text, hits)
         return sorted(hits, key=lambda hit: (-round(hit.score, 4), hit.id))[:limit]
+
+    def _order(self, addresses: Sequence[tantivy.DocAddress]) -> Sequence[Any]:
+        """What equally good passages are sorted by: their rows; in older indexes their ids, for which all are read."""
+        if self._cut < 3:
+            return [self._searcher.doc(address)["id"][0] for address in addresses]
+        return self._searcher.fast_field_values("row", list(addresses))
 
     def _nearer(self, text: str, hits: list[TextHit]) -> list[TextHit]:
         """The hits with a bonus for words that stand together."""
@@ -172,16 +185,15 @@ class LocalTextSearch:
     def _read(self, address: tantivy.DocAddress, score: float) -> TextHit:
         stored = self._searcher.doc(address)
         name, title, text, url = (stored[field][0] for field in ("id", "title", "text", "url"))
-        return TextHit(name, score, ToolItem(title, text, url))
+        return TextHit(name, score, ToolItem(title, text, url), stored.get_first("row"))
 
     def _at_row(self, row: int, score: float) -> TextHit:
         query = Query.term_query(self._schema, "row", row)
         return self._read(self._searcher.search(query, limit=1, count=False).hits[0][1], score)
 
-    def _row(self, name: str) -> int:
-        query = Query.term_query(self._schema, "id", name, "basic")
-        address = self._searcher.search(query, limit=1, count=False).hits[0][1]
-        return self._searcher.doc(address)["row"][0]
+    def _words(self, query: str) -> str:
+        """As the passages were written; a lone surrogate cannot cross into tantivy."""
+        return composed(query.encode("utf-8", "replace").decode(), self._cut)
 
 
 def _fused(*rankings: list[TextHit]) -> list[tuple[float, TextHit]]:
@@ -193,8 +205,3 @@ def _fused(*rankings: list[TextHit]) -> list[tuple[float, TextHit]]:
             sums[hit.id] = sums.get(hit.id, 0.0) + 1 / (_RANK + place)
             hits.setdefault(hit.id, hit)
     return [(score, hits[name]) for name, score in sums.items()]
-
-
-def _encodable(text: str) -> str:
-    """A lone surrogate cannot cross into tantivy."""
-    return text.encode("utf-8", "replace").decode()

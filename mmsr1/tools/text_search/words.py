@@ -8,6 +8,7 @@ import unicodedata
 import tantivy
 from tantivy import Filter
 
+ANALYZER = 3  # of new indexes; 2 does not compose letters and accents, and gives rows no number to sort by
 FIELDS = ("title", "text")
 GRAMS = "grams"  # the field of scripts that are written without spaces, title and text together
 # Thai, Lao, Burmese, Khmer, Japanese, Chinese, and Korean, whose words carry their particles with them.
@@ -17,16 +18,21 @@ _UNSPACED = re.compile(
 )
 
 
-def schema(numbered: bool) -> tantivy.Schema:
-    """`numbered`: each passage knows the row of its vector."""
+def composed(text: str, analyzer: int) -> str:
+    """Letters that are written as a letter and an accent become one; else the accent would end the word."""
+    return text if analyzer < 3 or text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def schema(analyzer: int, vectors: bool) -> tantivy.Schema:
+    """Each passage knows its row, in order of the input: of its vector if it has one, and to sort by."""
     builder = tantivy.SchemaBuilder()
     for field in FIELDS:
         builder.add_text_field(field, stored=True, tokenizer_name="english", index_option="freq")
     for field in ("id", "url"):
         builder.add_text_field(field, stored=True, tokenizer_name="raw", index_option="basic")
     builder.add_text_field(GRAMS, stored=False, tokenizer_name="spaced", index_option="freq")
-    if numbered:
-        builder.add_unsigned_field("row", stored=True, indexed=True)
+    if analyzer >= 3 or vectors:
+        builder.add_unsigned_field("row", stored=True, indexed=vectors, fast=analyzer >= 3)
     return builder.build()
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tantivy
 
-from mmsr1.tools.embedding import Encoder, TextEncoder
+from mmsr1.tools.embedding import Encoder, TextEncoder, encoder_of
 from mmsr1.tools.index.growing import Growing
 from mmsr1.tools.index.vectors import FILE as VECTORS
 from mmsr1.tools.index.vectors import graph_parts
 from mmsr1.tools.index_files import Manifest
-from mmsr1.tools.text_search.words import passage_grams, register, schema
+from mmsr1.tools.text_search.words import ANALYZER, composed, passage_grams, register, schema
 
 HEAP_BYTES = 512 * 2**20  # in which tantivy gathers passages before it writes them, all threads together
 
@@ -52,14 +52,14 @@ class TextWriter:
         resumed: bool,
         threads: int = 2,
     ) -> None:
-        encoder = settings.get("encoder")
-        self._encode = None if encoder is None else TextEncoder(Encoder(**encoder))
+        self._encode = encoder_of(TextEncoder, directory, settings) if "encoder" in settings else None
+        self._analyzer = settings.get("analyzer", 1)
         self._directory = directory
         self._folder = _next_folder(base)
         where = directory / self._folder
         if not resumed:
             _prepare(where, None if base is None else directory / base.parts["tantivy"])
-        index = tantivy.Index(schema(numbered=encoder is not None), path=str(where), reuse=True)
+        index = tantivy.Index(schema(self._analyzer, self._encode is not None), path=str(where), reuse=True)
         register(index)
         index.config_reader("manual")
         self._index, self._threads = index, threads
@@ -67,9 +67,11 @@ class TextWriter:
         self._vectors: Growing | None = None
 
     @staticmethod
-    def settings(encoder: Encoder | None = None, mode: str = "hybrid", proximity: bool = True) -> dict[str, Any]:
+    def settings(
+        encoder: Encoder | None = None, mode: str = "hybrid", proximity: bool = True, analyzer: int = ANALYZER
+    ) -> dict[str, Any]:
         """What decides the results of a new index; `mode` is what a model is used for: hybrid or rerank."""
-        words = {"analyzer": 2, "proximity": proximity}
+        words = {"analyzer": analyzer, "proximity": proximity}
         return words if encoder is None else {**words, "encoder": asdict(encoder), "mode": mode}
 
     def committed(self) -> int:
@@ -82,7 +84,8 @@ class TextWriter:
         self._writer = self._index.writer(HEAP_BYTES, self._threads)
 
     def prepare(self, passage: Passage) -> Passage:
-        return passage
+        title, text = composed(passage.title, self._analyzer), composed(passage.text, self._analyzer)
+        return replace(passage, title=title, text=text)
 
     def identify(self, passage: Passage) -> tuple[str, ...]:
         return passage.id, passage.title, passage.text, passage.url
@@ -97,7 +100,7 @@ class TextWriter:
             document = tantivy.Document(id=passage.id, title=passage.title, text=passage.text, url=passage.url)
             if grams := passage_grams(f"{passage.title} {passage.text}"):
                 document.add_text("grams", grams)
-            if self._vectors is not None:
+            if self._vectors is not None or self._analyzer >= 3:
                 document.add_unsigned("row", number)
             self._writer.add_document(document)
 

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from mmsr1.tools.image_search.writing import ImageWriter
 from mmsr1.tools.index import building
 from mmsr1.tools.index.building import Task
-from mmsr1.tools.index.inputs import Columns, sources
+from mmsr1.tools.index.inputs import sources
+from mmsr1.tools.index.rows import Columns
 from mmsr1.tools.text_search.writing import TextWriter
 
 WORDS = "river capital tower bridge king battle stone bird island engine glass metal winter salt paper".split()  # noqa: SIM905

@@ -13,9 +13,11 @@ from index_helpers import folder, picture, rows, run, task, written
 
 from mmsr1.tools.image_search.local import LocalImageSearch
 from mmsr1.tools.index import vectors
-from mmsr1.tools.index.building import LOCK, Task
+from mmsr1.tools.index.building import Task
+from mmsr1.tools.index.folder import LOCK
 from mmsr1.tools.index.ids import Ids
-from mmsr1.tools.index.inputs import Columns, sources
+from mmsr1.tools.index.inputs import sources
+from mmsr1.tools.index.rows import Columns
 from mmsr1.tools.index_files import read_manifest
 from mmsr1.tools.pictures import encode_png
 from mmsr1.tools.text_search.local import LocalTextSearch
@@ -55,7 +57,7 @@ def test_every_source_goes_on_from_any_of_its_tokens(tmp_path):
 def test_bad_rows_are_left_out_and_told_with_their_place(tmp_path):
     bad = ["{", "[1]", {"id": "a"}, {"text": "no id"}, {"id": 7, "text": "a number"}, {"id": "7", "text": "again"}]
     bad += [
-        {"id": "t", "title": 3, "text": "x"},
+        {"id": "t", "title": ["3"], "text": "x"},
         {"id": "b", "text": "  "},
         {"id": "s\ud800", "text": "half \ud800 fine"},
         "",
@@ -63,10 +65,11 @@ def test_bad_rows_are_left_out_and_told_with_their_place(tmp_path):
     ]
     manifest, done = run(task(tmp_path / "index", "text", written(tmp_path / "a.jsonl", bad)))
     assert (manifest.count, done.skipped, manifest.made["skipped"]) == (2, 8, 8)
-    assert done.told[0] == "a.jsonl at byte 0: no JSON" and "not a JSON object" in done.told[1]
+    assert done.told[0] == "a.jsonl at byte 0: not a JSON object: give one object a line"
+    assert "not a JSON object" in done.told[1]
     assert done.told[4] == "a.jsonl at byte 66: the id '7' is there already"
     assert names(LocalTextSearch(tmp_path / "index"), "number") == ["7"]
-    assert names(LocalTextSearch(tmp_path / "index"), "fine") == ["s"]
+    assert names(LocalTextSearch(tmp_path / "index"), "fine") == ["s?"]
 
 
 def test_search_r1_contents_and_other_columns(tmp_path):
@@ -84,6 +87,9 @@ def test_search_r1_contents_and_other_columns(tmp_path):
         ("a.parquet", "x", "no Parquet file"),
         ("empty.jsonl", "", "no passages in what was given"),
         ("cut.jsonl.gz", b"\x1f\x8b\x08\x00abc", "damaged compression"),
+        ("bad.jsonl.gz", gzip.compress(b"x" * 99)[:10] + b"\xff" * 30, "damaged compression"),
+        ("array.json", '[\n{"id": "a", "text": "b"},\n]', "give one object a line"),
+        ("short.json", '[{"id": "a", "text": "b"}]', "give one object a line"),
     ],
 )
 def test_inputs_that_are_none_are_told_in_one_line(tmp_path, name, content, message):
@@ -96,8 +102,14 @@ def test_inputs_that_are_none_are_told_in_one_line(tmp_path, name, content, mess
 
 def test_a_column_that_is_not_there_is_named(tmp_path):
     pq.write_table(pa.table({"key": ["1"], "text": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="no column 'id'; there are: key, text"):
+    with pytest.raises(ValueError, match="no 'id'; there are: key, text; say which with --id-column"):
         task(tmp_path / "index", "text", tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": ["1"], "body": ["x"]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="no 'text'; there are: id, body; say which with --text-column"):
+        task(tmp_path / "index", "text", tmp_path / "b.parquet")
+    lines = written(tmp_path / "c.jsonl", [{"id": "1", "body": "x"}])
+    with pytest.raises(ValueError, match="no 'text'; there are: id, body; say which with --text-column"):
+        run(task(tmp_path / "index", "text", lines))
 
 
 def test_ids_are_unique_over_appends_and_in_many_runs(tmp_path):

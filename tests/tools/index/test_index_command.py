@@ -62,12 +62,29 @@ def test_pictures_are_searched_by_paths_beside_the_queries(tmp_path, capsys):
         {"id": "r", "image": "none.png"},
         {"id": "s", "image": "a\u0000b"},
         {"id": "t"},
+        {"id": "u", "image": "\ud800.png"},
+        {"id": "v", "image": "../pictures/004.png"},
+        {"id": "w", "image": "pictures/004.png"},
     ]
     out = told(capsys, "search", index, "--queries", written(tmp_path / "q.jsonl", lines), "--topk", "2")
     answers = [json.loads(line) for line in out.splitlines()]
     assert [hit["id"] for hit in answers[0]["hits"]][0] == "004.png" and len(answers[0]["hits"]) == 2
     assert answers[0]["hits"][0]["score"] > 0.99
-    assert all(answer["hits"] == [] and answer["error"] for answer in answers[1:])
+    assert all(answer["hits"] == [] and answer["error"] for answer in answers[1:-1])
+    assert answers[-1]["hits"][0]["id"] == "004.png"  # none of them ended the search
+
+
+def test_any_number_of_answers_may_be_asked_for(tmp_path, capsys):
+    text, image = tmp_path / "text", tmp_path / "image"
+    told(capsys, "build", "--kind", "text", "--out", text, written(tmp_path / "a.jsonl", rows(30)))
+    told(capsys, "build", "--kind", "image", "--out", image, folder(tmp_path / "pictures", 6))
+    told(
+        capsys, "build", "--kind", "image", "--descriptor", "cells", "--out", tmp_path / "cells", tmp_path / "pictures"
+    )
+    asked = written(tmp_path / "q.jsonl", [{"text": "king", "image": "pictures/004.png"}])
+    for index, least in ((text, 1), (image, 6), (tmp_path / "cells", 6)):
+        out = told(capsys, "search", index, "--queries", asked, "--topk", str(10**9))
+        assert len(json.loads(out)["hits"]) >= least
 
 
 def test_mistakes_are_one_line_and_status_2(tmp_path, capsys):
@@ -84,7 +101,11 @@ def test_mistakes_are_one_line_and_status_2(tmp_path, capsys):
     assert "no encoder" in refused(
         capsys, "build", "--kind", "text", "--out", tmp_path / "j", lines, "--embed", tmp_path
     )
-    assert not (tmp_path / "none").exists()
+    assert "made without a model" in refused(
+        capsys, "search", tmp_path / "i", "--queries", lines, "--model", str(tmp_path)
+    )
+    assert "holds other files" in refused(capsys, "build", "--kind", "text", "--out", tmp_path, lines)
+    assert not (tmp_path / "none").exists() and not (tmp_path / "j").exists()
 
 
 def test_it_starts_as_a_module(tmp_path):

@@ -38,7 +38,8 @@ class OpenSearch:
         lines = [json.loads(line) for line in content.splitlines()]
         for action, document in zip(lines[::2], lines[1::2], strict=True):
             self.kept[action["index"]["_id"]] = document
-        return httpx.Response(200, json={"errors": False, "items": []})
+        items = [{"index": {"_id": action["index"]["_id"], "status": 201}} for action in lines[::2]]
+        return httpx.Response(200, json={"errors": False, "items": items})
 
 
 class Qdrant:
@@ -89,7 +90,7 @@ def test_all_passages_arrive_whole(text, monkeypatch):
 
 
 def test_a_bad_day_is_sat_out_and_a_lost_push_goes_on(text):
-    full = {"errors": True, "items": [{"index": {"status": 429}}]}
+    full = {"errors": True, "items": [{"index": {"status": 429}}] * 10}
     server = OpenSearch(httpx.Response(503), httpx.Response(200, json=full), httpx.Response(429))
     assert sent(text, server) == (45, 45)
     broken = OpenSearch()
@@ -112,9 +113,62 @@ def test_a_bad_day_is_sat_out_and_a_lost_push_goes_on(text):
 
 
 def test_what_a_server_does_not_take_is_told(text):
-    items = [{"index": {"status": 201}}, {"index": {"status": 400}}]
+    items = [{"index": {"status": 201}}] * 9 + [{"index": {"status": 400}}]
     with pytest.raises(ValueError, match="does not take 1 passages, the first 'p"):
         sent(text, OpenSearch(httpx.Response(200, json={"errors": True, "items": items})))
+
+
+@pytest.mark.parametrize("said", [{}, {"errors": False}, {"errors": False, "items": [{}] * 10}, {"items": []}, []])
+def test_what_is_no_answer_to_a_push_is_no_success(text, monkeypatch, said):
+    monkeypatch.setattr(pushing, "ATTEMPTS", 2)
+    server = OpenSearch(*[httpx.Response(200, json=said)] * 2)
+    with pytest.raises(ValueError, match="broken: ") as told:
+        sent(text, server)
+    assert "\n" not in str(told.value) and server.kept == {}
+    assert sent(text, OpenSearch()) == (45, 45)
+
+
+def test_a_server_of_another_kind_is_told_in_one_line(text, tmp_path):
+    run(task(tmp_path / "image", "image", folder(tmp_path / "pictures", 2)))
+    for directory, to in ((text, "opensearch"), (tmp_path / "image", "qdrant")):
+        with pytest.raises(ValueError, match="is that the right server") as told:
+            sent(directory, lambda request: httpx.Response(200, json={}), to)
+        assert "\n" not in str(told.value)
+
+
+def test_what_another_index_left_there_is_not_mixed_with_this_one(text, tmp_path):
+    server = OpenSearch()
+    sent(text, server)
+    run(task(tmp_path / "small", "text", written(tmp_path / "b.jsonl", rows(3))))
+    with pytest.raises(ValueError, match="45 rows are there already .* give another --name"):
+        sent(tmp_path / "small", server)
+    assert len(server.kept) == 45
+    run(task(text, "text", written(tmp_path / "c.jsonl", rows(5, 45)), append=True))
+    assert sent(text, server) == (50, 50)  # what has grown is sent again
+    server.kept |= {"from somewhere else": {}}
+    with pytest.raises(ValueError, match="all 50 rows were sent, 51 are there"):
+        sent(text, server)
+
+
+def test_requests_are_cut_by_their_bytes_too(text, monkeypatch):
+    monkeypatch.setattr(pushing, "PIECE_BYTES", 600)
+    server, sizes = OpenSearch(), []
+    real = server.bulk
+    server.bulk = lambda content: (sizes.append(len(content)), real(content))[1]
+    assert sent(text, server) == (45, 45)
+    assert max(sizes) <= 600 and len(sizes) > 9
+    monkeypatch.setattr(pushing, "PIECE_BYTES", 10)  # a row that is larger goes alone
+    for note in text.glob("push-*"):
+        note.unlink()
+    other = OpenSearch()
+    assert sent(text, other) == (45, 45) and [path for _, path, _ in other.asked].count("/mmsr1/_bulk") == 45
+
+
+def test_an_index_of_which_not_all_can_be_read_is_told(text, monkeypatch):
+    real = pushing.passages
+    monkeypatch.setattr(pushing, "passages", lambda *given: list(real(*given))[:30])
+    with pytest.raises(ValueError, match="30 of its 45 rows can be read"):
+        sent(text, OpenSearch())
 
 
 def test_pictures_arrive_with_vector_and_close_look(tmp_path):

@@ -78,7 +78,7 @@ def test_passages_need_the_model_of_their_index(api: FakeApi, monkeypatch) -> No
             assert query and self.encoder.query_prefix == "q: "
             return np.array([[len(texts[0]), 0.5]])
 
-    monkeypatch.setattr("mmsr1.tools.providers.qdrant.text_encoder", Stub)
+    monkeypatch.setattr("mmsr1.tools.providers.qdrant.TextEncoder", Stub)
     api.reset(everything=Say(TEXT))
 
     async def asked(options: dict):
