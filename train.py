@@ -232,7 +232,7 @@ def _algorithm(config: Config, files: PolicyFiles, examples: Any, done: int) -> 
     policy = Policy(files.model, config.model.logprob_chunk)
     optim, sharding = assembly.optim_spec(algorithm, steps, config.trainer), assembly.sharding(config)
     if algorithm.kind == "sft":
-        make = assembly.WarmupData if algorithm.traces is None else assembly.TraceData
+        make = assembly.WarmupData if algorithm.source == "warmup" else assembly.TraceData
         data: Any = make(config, files)
         buffer, prompts = None, lambda step: ()
         module: PolicyModule = SFTModule(policy, files.patches, optim, algorithm.token_budget, frozen, sharding)

@@ -174,6 +174,13 @@ def _check_files(config: Config) -> None:
         if Path(path).suffix.lower() != ".jsonl":
             with Path(path).open("rb") as file:
                 check(file.read(4) == b"PAR1", key, path, wanted)
+    if config.algorithm.kind == "sft" and config.algorithm.source == "traces":
+        folder = config.algorithm.traces
+        remedy = "name a folder of traces; python -m mmsr1.data.traces makes one"
+        check(folder is not None and Path(folder).is_dir(), "algorithm.traces", folder, remedy)
+    elif config.algorithm.kind == "sft":
+        remedy = "has no warm-up demonstrations; train on traces: algorithm=sft algorithm.traces=FOLDER"
+        check(config.data.kind == "emblem", "data.kind", config.data.kind, remedy)
     if path := config.model.path:
         found = Path(path, "config.json").is_file() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)
         check(bool(found), "model.path", path, "no model there; give a Hugging Face folder or a hub id")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,9 +26,10 @@ from mmsr1.assembly.data import skipped_rows, training_examples
 from mmsr1.assembly.policy import base_policy, starting_weights
 from mmsr1.assembly.rollout import reward_spec, rollout_worker, sampling
 from mmsr1.assembly.services import ledger_folder
-from mmsr1.assembly.settings import settle
+from mmsr1.assembly.settings import decides_nothing, settle
 from mmsr1.assembly.tools import check_tools
-from mmsr1.config import Config, ConfigError
+from mmsr1.config import Config, ConfigError, check
+from mmsr1.data.review.decisions import content_of
 from mmsr1.data.table import ExampleTable
 from mmsr1.evaluation.scorecard import Scored
 from mmsr1.models.loading import PolicyFiles
@@ -37,9 +39,8 @@ from mmsr1.rollout.protocol import ActionName
 from mmsr1.rollout.worker import RolloutWorker
 from mmsr1.run_directory import append_line, json_line
 from mmsr1.tools.ledger import read_totals
-from mmsr1.types import INFRASTRUCTURE_STOPS, Example
+from mmsr1.types import Example
 
-IN_FLIGHT = 512  # episodes at a time
 SETTINGS = "config.yaml"
 # What may differ when a command goes on: it decides how fast answers come, and what they may cost, not which.
 _FREE = ("tools.budget", "tools.cache_dir", "data.cache_dir", "trainer", "logger", "rollout.vllm", "rollout.server")
@@ -110,15 +111,22 @@ class Answered:
         try:
             asked: Any = OmegaConf.to_container(OmegaConf.structured(config))
             asked["command"] = {"name": name, **options}
-            settle(folder / SETTINGS, asked, lambda key: key.startswith(_FREE))
-            self.done = {row["id"] for row in self.rows()}
+            settle(folder / SETTINGS, asked, lambda key: decides_nothing(key, _FREE))
+            self._known = {row["id"]: row["content"] for row in self.rows()}
         except BaseException:
             self.close()
             raise
 
-    def append(self, row: dict[str, Any]) -> None:
-        append_line(self._path, json_line(row))
-        self.done.add(row["id"])
+    def tells_of(self, examples: ExampleTable, place: int) -> bool:
+        """Whether there is a line of this very question: one whose row was changed is another."""
+        example = examples[place]
+        return self._known.get(example.id) == content_of(example)
+
+    def append(self, example: Example, row: dict[str, Any]) -> None:
+        """Add the line of an example; of several lines of an id the last one counts."""
+        content = content_of(example)
+        append_line(self._path, json_line({"id": example.id, "content": content, **row}))
+        self._known[example.id] = content
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One after the other; what a kill left of a last line does not count. Raises ConfigError for a damaged one."""
@@ -150,8 +158,9 @@ class Ended:
         return self.stopped is None and not self.lost
 
 
-# Asks these examples, and calls the last argument for each episode that ends: each example's episodes, and its line.
-Ask = Callable[[Answering, list[Example], Callable[[], None]], Iterable[tuple[Sequence[Scored], dict[str, Any]]]]
+# Asks these examples, and calls the last argument for each episode that ends: each example's line, or None if it was
+# lost to infrastructure.
+Ask = Callable[[Answering, list[Example], Callable[[], None]], Iterable[dict[str, Any] | None]]
 
 
 def ask_all(
@@ -166,23 +175,23 @@ def ask_all(
 ) -> Ended:
     """Have `limit` of the questions (0: all) answered of which no line tells yet, by `rounds` times `each` episodes.
 
-    A question most of whose episodes were lost to infrastructure gets no line: the same command asks it again. Ends
-    early once money is spent, or nobody answers.
+    A question that was lost to infrastructure gets no line: the same command asks it again. Ends early once money is
+    spent, or nobody answers.
     """
-    ids = examples.ids
-    left = [i for i in drawn(len(ids), limit, config.seed) if ids[i] not in answered.done]
+    left = [i for i in drawn(len(examples), limit, config.seed) if not answered.tells_of(examples, i)]
     lost, stopped, console = 0, None, Console(stderr=True)
+    size = max(1, config.rollout.vllm.max_num_seqs // each)  # few: what is asked together is written together
     if left:
         with answering(config, answered.folder) as policy:
-            for portion, advance in _portions(left, examples, max(1, IN_FLIGHT // each), what, each * rounds, console):
+            for portion, advance in _portions(left, examples, size, what, each * rounds, console):
                 found = list(ask(policy, portion, advance))
                 if stopped := policy.spent():  # what lacks its searches says nothing
                     break
-                judged = [row for episodes, row in found if not _mostly_lost(episodes)]
-                for row in judged:
-                    answered.append(row)
-                lost += len(found) - len(judged)
-                if not judged:
+                for example, row in zip(portion, found, strict=True):
+                    if row is not None:
+                        answered.append(example, row)
+                lost += found.count(None)
+                if not any(found):
                     stopped = "engine or tools answer nothing"
                     break
             if (table := search_table(tool_table(policy.rows()))) is not None:
@@ -195,10 +204,6 @@ def drawn(total: int, limit: int, seed: int) -> list[int]:
     if not 0 < limit < total:
         return list(range(total))
     return sorted(np.random.default_rng([seed, 23]).permutation(total)[:limit].tolist())
-
-
-def _mostly_lost(episodes: Sequence[Scored]) -> bool:
-    return 2 * sum(one.episode.stop in INFRASTRUCTURE_STOPS for one in episodes) > len(episodes)
 
 
 def _portions(
@@ -230,4 +235,7 @@ def questions(config: Config) -> ExampleTable:
     found, _, bad = training_examples(config)
     for line in skipped_rows(bad):
         sys.stderr.write(f"{line}\n")
+    twice = next((id for id, count in Counter(found.ids).items() if count > 1), None)
+    remedy = f"the id {twice} is in two files; results are kept by id, so give each row its own"
+    check(twice is None, "data.sources", [source.path for source in config.data.sources or ()], remedy)
     return found

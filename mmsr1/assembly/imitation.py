@@ -26,6 +26,7 @@ class TraceData(Dataset[Demonstrations]):
         except TraceError as error:
             raise ConfigError(f"algorithm.traces={error}") from error
         self._patches, self._image_token, self._merge = files.patches, files.image_token, files.merge
+        self._order = (-1, np.empty(0, dtype=np.int64))  # of the pass that was drawn from last
         self._seed, self._batch, self._steps = config.seed, config.algorithm.batch_size, config.trainer.max_steps
 
     def __len__(self) -> int:
@@ -39,4 +40,6 @@ class TraceData(Dataset[Demonstrations]):
 
     def _place(self, position: int) -> int:
         epoch, place = divmod(position, len(self._traces))
-        return int(np.random.default_rng([self._seed, 17, epoch]).permutation(len(self._traces))[place])
+        if epoch != self._order[0]:
+            self._order = epoch, np.random.default_rng([self._seed, 17, epoch]).permutation(len(self._traces))
+        return int(self._order[1][place])

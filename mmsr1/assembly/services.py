@@ -89,6 +89,9 @@ def _told(guard: Guarded[Any, Any], key_env: str | None) -> str | None:
         return None
     if guard.name.startswith("retrieve"):  # it is another's budget, account or bundle
         return f"{guard.of_no_use}; mend that first, at the server"
+    if "refused" in guard.of_no_use:
+        key = "the address, options" if key_env is None else f"the key in {key_env}, the address, options"
+        return f"{guard.of_no_use}; mend that first: check {key} and plan"
     key = "" if key_env is None else f" or another key in {key_env}"
     return f"{guard.of_no_use}; mend that first: it needs credit{key}"
 

@@ -11,6 +11,18 @@ from omegaconf import OmegaConf
 from mmsr1.config import check
 from mmsr1.run_directory import write_whole
 
+# How a service is reached and paid: of every part of a configuration that asks one.
+_TOOLS = ("tools.image_search", "tools.text_search", "tools.reader", "tools.summarizer")
+SERVICES = ("llm", "pictures", "rollout.api", *_TOOLS)
+REACHED_BY = ("url", "key_env", "price_usd", "rate_per_s", "concurrent", "attempts", "timeout_s", "deadline_s")
+
+
+def decides_nothing(key: str, others: tuple[str, ...]) -> bool:
+    """Whether another value changes speed or price alone: keys below `others`, and how services are reached."""
+    part, _, name = key.rpartition(".")
+    prices = key.endswith(".options.usd_per_million")
+    return key.startswith(others) or prices or (part in SERVICES and name in REACHED_BY)
+
 
 def settle(file: Path, settings: Any, is_free: Callable[[str], bool]) -> None:
     """Write `settings` (a configuration, or a mapping) into `file`, or compare them with those that are there.

@@ -76,15 +76,17 @@ class GrpoConfig(AlgorithmConfig):
 
 @dataclass
 class SftConfig(AlgorithmConfig):
-    """Supervised training. `traces` is a folder that `python -m mmsr1.data.traces` made, null draws the emblem world's
-    warm-up demonstrations; `muon_lr` trains the matrices by Muon, null everything by AdamW."""
+    """Supervised training on `source`: the folder `traces`, which `python -m mmsr1.data.traces` made, or the emblem
+    world's `warmup` demonstrations. `muon_lr` trains the matrices by Muon, null everything by AdamW."""
 
     kind: str = "sft"
     batch_size: int = MISSING
     muon_lr: float | None = MISSING
+    source: str = "warmup"
     traces: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("algorithm.kind", self.kind, "sft")
+        one_of("algorithm.source", self.source, "traces", "warmup")
         positive("algorithm", self, "batch_size")

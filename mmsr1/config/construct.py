@@ -66,7 +66,8 @@ class ConstructConfig:
     """`out` is the folder that everything is written to, and gone on with. Of the list in `concepts` the first `head`
     and last `tail` are taken (both null: all), of each file in `rows` the first `rows_limit` questions. Nothing that is
     in a file of `against` gets in. `tries` bounds how often the model is asked again for a reply that can be used;
-    `concurrent` items are worked on at a time. `taxonomy` are the classes, each with what belongs to it.
+    `concurrent` items are worked on at a time; `give_up` drops what a service still fails for. `taxonomy` are the
+    classes, each with what belongs to it.
     """
 
     out: str | None = None
@@ -78,6 +79,7 @@ class ConstructConfig:
     against: list[str] = field(default_factory=list)
     language: str = MISSING
     seed: int = 0
+    give_up: bool = False
     concurrent: int = MISSING
     tries: int = MISSING
     reply_tokens: int = MISSING

@@ -45,6 +45,7 @@ _SCHEMA = pa.schema(
         ("extra_info", pa.string()),
     ]
 )
+_NOTES = "mmsr1"  # our name in `extra_info`
 _SHAPES: dict[str, type] = {"prompt": list, "images": list, "reward_model": dict}
 _BUFFER = 2**20  # bytes read at once of each column; without it a whole row group is held
 _GROUP_BYTES = 32 * 2**20  # of pictures, after which a row group ends early
@@ -159,9 +160,15 @@ def _aliases(value: object) -> tuple[str, ...]:
 
 
 def _notes(value: object) -> Notes:
-    """A JSON object in a string, or a struct as other tools write it."""
+    """What stands under our name in a JSON object in a string, or in a struct. All else in the column is another's."""
     try:
-        return notes_of(_parsed(value, "extra_info") if value else None)
+        found = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return Notes()
+    if not isinstance(found, dict) or found.get(_NOTES) is None:
+        return Notes()
+    try:
+        return notes_of(found[_NOTES])
     except Unusable as error:
         raise Unusable(f"extra_info: {str(error).removeprefix('extra_info: ')}") from error
 
@@ -187,5 +194,5 @@ def _row(example: Example) -> dict[str, Any]:
         "image_urls": None,
         "data_id": clean(example.id),
         "category": f"search_{example.search_need}",
-        "extra_info": None if notes is None else json.dumps(notes),
+        "extra_info": None if notes is None else json.dumps({_NOTES: notes}),
     }

@@ -6,20 +6,14 @@ A row that cannot be used is data too: it is skipped, counted and named with its
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from mmsr1.tools.pictures import BadPicture, decode
 from mmsr1.types import Evidence, Notes, Picture
-
-# `decode` refuses smaller pictures than Pillow warns of; its warning would stand beside the row's own line.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _LONGEST = 200  # Qwen2.5-VL's image processor takes no longer shape
 
@@ -124,10 +118,7 @@ def notes_fields(notes: Notes) -> dict[str, Any] | None:
 
 
 def notes_of(fields: object) -> Notes:
-    """What `notes_fields` gave, or null. Fields that are not ours are left alone: other tools use the same column.
-
-    Raises Unusable.
-    """
+    """What `notes_fields` gave, or null; fields that are not ours are left alone. Raises Unusable."""
     if fields is None:
         return Notes()
     if not isinstance(fields, Mapping):

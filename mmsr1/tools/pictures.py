@@ -8,6 +8,7 @@ Decoding a large photo takes tens of milliseconds: call it in a worker thread, n
 from __future__ import annotations
 
 import io
+import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -20,6 +21,8 @@ MAX_PIXELS = 40_000_000
 # Where Pillow starts to warn of a decompression bomb. Checked here because turning that warning into an error means
 # changing the warning filters of the whole process, which is not safe while threads decode.
 BOMB_PIXELS = 2**30 // 4 // 3
+# Nobody needs the warning beside our own refusal; said once, before there are threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BadPicture(ValueError):

@@ -74,19 +74,19 @@ def test_half_characters_as_json_can_spell_them_are_left_out(tmp_path: Path, suf
 def test_notes_of_parquet_are_one_json_object_and_null_where_there_are_none(tmp_path: Path) -> None:
     write_examples(tmp_path / "rows.parquet", examples())
     extra = pq.read_table(tmp_path / "rows.parquet")["extra_info"].to_pylist()
-    assert extra[1] is None and json.loads(extra[0])["evidence"][0]["title"] == "Zürich"
-    assert json.loads(extra[2]) == {"taxonomy": "", "difficulty": 0.0, "licence": "", "evidence": []}
+    assert extra[1] is None and json.loads(extra[0])["mmsr1"]["evidence"][0]["title"] == "Zürich"
+    assert json.loads(extra[2]) == {"mmsr1": {"taxonomy": "", "difficulty": 0.0, "licence": "", "evidence": []}}
 
 
 def test_extra_info_of_other_tools_is_left_alone(tmp_path: Path) -> None:
-    """Files of the same family hold a struct there, or an object with fields of their own."""
+    """Files of the same family hold a struct there, a text, or an object, with fields that may be named as ours."""
     write_fvqa(tmp_path / "rows.parquet", examples()[:2])
     table = pq.read_table(tmp_path / "rows.parquet")
-    structs = [{"index": 1, "split": "train", "difficulty": 0.5}, {"index": 2, "split": "train", "difficulty": None}]
-    for given in (structs, [json.dumps(one) for one in structs]):
+    structs = [{"index": 1, "split": "train", "difficulty": 3.5}, {"index": 2, "split": "train", "difficulty": None}]
+    for given in (structs, [json.dumps(one) for one in structs], ["train", '{"difficulty": "hard"}']):
         pq.write_table(table.set_column(table.num_columns - 1, "extra_info", [given]), tmp_path / "other.parquet")
         found, bad = load_examples(tmp_path / "other.parquet")
-        assert [e.notes for e in found] == [Notes(difficulty=0.5), Notes()] and bad == []
+        assert [e.notes for e in found] == [Notes(), Notes()] and bad == []
 
 
 def test_a_published_file_without_the_column_has_no_notes(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def _balance(config: Any, asked: argparse.Namespace) -> int:
 
     branches: dict[Branch, Any] = {} if asked.rule == "paper" else dict(BRANCHES)
 
-    def ask(policy: Answering, examples: list[Any], advance: Callable[[], None]) -> Iterator[tuple[list[Any], Any]]:
+    def ask(policy: Answering, examples: list[Any], advance: Callable[[], None]) -> Iterator[Any]:
         free = policy.episodes(examples, asked.rollouts, "free", on_episode=advance)
         forced: dict[Branch, Any] = {
             branch: policy.episodes(examples, asked.rollouts, f"forced_{branch}", actions, advance)
@@ -55,7 +55,7 @@ def _balance(config: Any, asked: argparse.Namespace) -> int:
         }
         for i, example in enumerate(examples):
             mine: dict[Branch, Any] = {branch: found[i] for branch, found in forced.items()}
-            yield [*free[i], *(one for found in mine.values() for one in found)], record(example, free[i], mine)
+            yield record(example, free[i], mine)
 
     out = Path(asked.out)
     answered = Answered(out, "answers", config, {"rollouts": asked.rollouts, "branches": list(branches)})
@@ -66,14 +66,17 @@ def _balance(config: Any, asked: argparse.Namespace) -> int:
     finally:
         answered.close()
     results.show()
+    sys.stdout.write(f"labels: {out / 'labels.jsonl'}; report: {out / 'report.json'}\n")
     if not ended.complete:
         what = ended.stopped or f"{ended.lost} questions were lost to failures of engine or tools"
         sys.stdout.write(f"{what}; the same command goes on\n")
-        return 1
-    sys.stdout.write(f"labels: {out / 'labels.jsonl'}; report: {out / 'report.json'}\n")
-    again = f"python train.py +experiment=grpo_balanced data.train_path={results.balanced}"
-    sys.stdout.write(f"balanced set of {results.chosen}: {results.balanced}; {again}\n")
-    return 0
+    elif results.problem is not None:
+        sys.stdout.write(f"no balanced set: {results.problem}\n")
+    else:
+        data = "data=fvqa " if config.data.kind == "fvqa" else ""
+        again = f"python train.py +experiment=grpo_balanced {data}data.train_path={results.balanced}"
+        sys.stdout.write(f"balanced set of {results.chosen}: {results.balanced}; {again}\n")
+    return 0 if ended.complete and results.problem is None else 1
 
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:

@@ -23,16 +23,13 @@ class Judged(Protocol):
 
 @dataclass(frozen=True)
 class Labels:
-    """Both rules' labels of one question. `difficulty` is the share of free rollouts that were wrong (0 to 1).
-
-    `unjudged`: so many rollouts were lost to infrastructure that nothing can be said.
-    """
+    """Both rules' labels of one question; `counterfactual` is None if nothing was forced. `difficulty` is the share of
+    free rollouts that were wrong (0 to 1)."""
 
     id: str
     paper: SearchNeed | None
     counterfactual: Verdict | None
-    difficulty: float | None
-    unjudged: bool
+    difficulty: float
 
     def need(self, rule: str) -> SearchNeed | None:
         if rule == "paper":
@@ -40,19 +37,24 @@ class Labels:
         return self.counterfactual.need if self.counterfactual is not None else None
 
 
-def record(example: Example, free: Sequence[Judged], forced: Mapping[Branch, Sequence[Judged]]) -> dict[str, Any]:
-    """The line of a question: [right, tried] of free rollouts by what they did, and of each forced branch."""
+def record(
+    example: Example, free: Sequence[Judged], forced: Mapping[Branch, Sequence[Judged]]
+) -> dict[str, Any] | None:
+    """The line of a question: [right, tried] of free rollouts by what they did, and of each forced branch. None if half
+    of any of these were lost to infrastructure: nothing can be said of it."""
+    if any(2 * len(_kept(found)) <= len(found) for found in (free, *forced.values())):
+        return None
     lost = sum(one.episode.stop in INFRASTRUCTURE_STOPS for found in (free, *forced.values()) for one in found)
     by_branch: dict[str, list[int]] = {}
     for one in _kept(free):
-        used = (made.call.tool for made in one.episode.calls if made.result.status in REACHED_TOOL)
-        _add(by_branch.setdefault(branch_of(used), [0, 0]), one)
+        _add(by_branch.setdefault(_taken(one), [0, 0]), one)
     branches: dict[str, list[int]] = {}
     for branch, found in forced.items():
         branches[branch] = [0, 0]
         for one in _kept(found):
-            _add(branches[branch], one)
-    about = {"id": example.id, "need": example.search_need, "taxonomy": example.notes.taxonomy}
+            # What was to search and did not shows nothing of searching: it counts as wrong.
+            _add(branches[branch], one, right=_taken(one) == branch)
+    about = {"need": example.search_need, "taxonomy": example.notes.taxonomy}
     return {**about, "free": by_branch, "forced": branches, "lost": lost}
 
 
@@ -62,18 +64,11 @@ def labels(line: Mapping[str, Any], tolerance: float, least: float) -> Labels:
     tried_by = line["forced"]
     forced: dict[Branch, Count] = {branch: Count(*tried_by[branch]) for branch in ORDER if branch in tried_by}
     right, tried = sum(c.right for c in free.values()), sum(c.tried for c in free.values())
-    unjudged = not tried or any(not count.tried for count in forced.values())
-    verdict = None if unjudged or not forced else counterfactual_rule(forced, line["id"], tolerance, least)
-    return Labels(
-        line["id"],
-        None if unjudged else paper_rule(free),
-        verdict,
-        None if not tried else 1 - right / tried,
-        unjudged,
-    )
+    verdict = counterfactual_rule(forced, line["id"], tolerance, least) if forced else None
+    return Labels(line["id"], paper_rule(free), verdict, 1 - right / tried)
 
 
-def labelled(example: Example, need: SearchNeed, difficulty: float | None) -> Example:
+def labelled(example: Example, need: SearchNeed, difficulty: float) -> Example:
     return replace(example, search_need=need, notes=replace(example.notes, difficulty=difficulty))
 
 
@@ -100,6 +95,11 @@ def _kept(found: Sequence[Judged]) -> list[Judged]:
     return [one for one in found if one.episode.stop not in INFRASTRUCTURE_STOPS]
 
 
-def _add(count: list[int], one: Judged) -> None:
-    count[0] += int(one.reward.parts["accuracy"] > 0)
+def _taken(one: Judged) -> Branch:
+    """The branch that the episode took, by the tools that it reached."""
+    return branch_of(made.call.tool for made in one.episode.calls if made.result.status in REACHED_TOOL)
+
+
+def _add(count: list[int], one: Judged, right: bool = True) -> None:
+    count[0] += int(right and one.reward.parts["accuracy"] > 0)
     count[1] += 1

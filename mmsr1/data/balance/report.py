@@ -35,11 +35,13 @@ Found = Sequence[tuple[Mapping[str, Any], Labels]]  # lines of answers and what 
 
 @dataclass(frozen=True)
 class Results:
-    """Where the balanced set is, how many questions it has, and the figures of `report.json`."""
+    """Where the balanced set is, how many questions it has, the figures of `report.json`, and the `problem` why there
+    is no set, if there is none."""
 
     balanced: Path
     chosen: int
     report: Mapping[str, Any]
+    problem: str | None
 
     def show(self) -> None:
         """Needs by rule, and how far each agrees with labels that were there before."""
@@ -57,8 +59,7 @@ class Results:
 def write_results(
     out: Path, examples: ExampleTable, lines: Iterable[Mapping[str, Any]], asked: Any, paid: float, complete: bool
 ) -> Results:
-    """Judge the answers and write everything but the answers. Raises ValueError if a pool of the ratio is empty; the
-    labels are written then."""
+    """Judge the answers and write everything but the answers."""
     judged = {line["id"]: (line, labels(line, asked.tolerance, asked.least)) for line in lines}
     order = [(i, *judged[id]) for i, id in enumerate(examples.ids) if id in judged]
     found = [(line, one) for _, line, one in order]
@@ -69,14 +70,18 @@ def write_results(
     write_examples(out / "labelled.parquet", _rows(examples, [(i, one) for i, _, one in kept], asked.rule))
     report = {**_figures(found, asked, paid, complete), "labelled": len(kept)}
     needs, classes = [str(one.need(asked.rule)) for _, _, one in kept], [line["taxonomy"] for _, line, _ in kept]
-    places = balanced(needs, classes, asked.ratio, asked.size, seed=0) if kept else []
+    places, problem = [], None
+    try:
+        places = balanced(needs, classes, asked.ratio, asked.size, seed=0)
+    except ValueError as error:
+        problem = str(error)
     chosen = [(kept[place][0], kept[place][2]) for place in places]
     write_examples(out / "balanced.parquet", _rows(examples, chosen, asked.rule))
     report |= {"balanced": len(chosen), "asked_for": asked.size}
     write_whole(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     facts = {"How it was balanced": _facts(report, asked), "Cost": f"{paid:.4f} USD"}
     write_card(out, _rows(examples, chosen, asked.rule), "Search-balanced questions", facts)
-    return Results(out / "balanced.parquet", len(chosen), report)
+    return Results(out / "balanced.parquet", len(chosen), report, problem)
 
 
 def _rows(examples: ExampleTable, kept: Sequence[tuple[int, Labels]], rule: str) -> Iterator[Example]:
@@ -101,28 +106,25 @@ def _label_line(line: Mapping[str, Any], found: Labels) -> dict[str, Any]:
 
 
 def _drop_line(line: Mapping[str, Any], found: Labels) -> dict[str, Any]:
-    reason = "unjudged" if found.unjudged else "never_right"
-    detail = f"{line['lost']} rollouts lost to infrastructure" if found.unjudged else "no way of answering was right"
-    return {"id": found.id, "reason": reason, "detail": detail, "forced": line["forced"], "free": line["free"]}
+    detail = "no way of answering was right often enough"
+    return {"id": found.id, "reason": "never_right", "detail": detail, "forced": line["forced"], "free": line["free"]}
 
 
 def _figures(found: Found, asked: Any, paid: float, complete: bool) -> dict[str, Any]:
     rules: dict[str, Any] = {}
-    judged = [(line, one) for line, one in found if not one.unjudged]
     for rule in RULES:
         if rule == "counterfactual" and asked.rule == "paper":
             continue
-        needs = [one.need(rule) for _, one in judged]
+        needs = [one.need(rule) for _, one in found]
         rules[rule] = {"needs": dict(Counter(need or "drop" for need in needs))}
-        if same := agreement([line["need"] for line, _ in judged], needs):
+        if same := agreement([line["need"] for line, _ in found], needs):
             rules[rule]["agreement"] = same
-    if "counterfactual" in rules and judged:
-        verdicts = [one.counterfactual for _, one in judged if one.counterfactual is not None]
+    if "counterfactual" in rules and found:
+        verdicts = [one.counterfactual for _, one in found if one.counterfactual is not None]
         rules["counterfactual"]["mean_confidence"] = fmean(verdict.confidence for verdict in verdicts)
-        rules["counterfactual"]["rates"] = _rates(judged)
+        rules["counterfactual"]["rates"] = _rates(found)
     return {
         "questions": len(found),
-        "unjudged": len(found) - len(judged),
         "complete": complete,
         "rollouts": asked.rollouts,
         "rule": asked.rule,
@@ -133,10 +135,10 @@ def _figures(found: Found, asked: Any, paid: float, complete: bool) -> dict[str,
     }
 
 
-def _rates(judged: Found) -> dict[str, dict[str, float]]:
+def _rates(found: Found) -> dict[str, dict[str, float]]:
     """How often each forced branch was right, by the label that was there before."""
     sums: dict[str, dict[str, list[int]]] = {}
-    for line, _ in judged:
+    for line, _ in found:
         for branch, (right, tried) in line["forced"].items():
             count = sums.setdefault(line["need"], {}).setdefault(branch, [0, 0])
             count[0] += right
@@ -150,5 +152,4 @@ def _facts(report: Mapping[str, Any], asked: Any) -> dict[str, Any]:
         "rollouts a question and branch": asked.rollouts,
         "questions asked": report["questions"],
         "labelled": report["labelled"],
-        "without a verdict": report["unjudged"],
     }

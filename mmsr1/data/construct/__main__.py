@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mmsr1 import cli
 from mmsr1.assembly.construct import Construction, check_construction, construction, held_out, planned
-from mmsr1.assembly.settings import settle
+from mmsr1.assembly.settings import decides_nothing, settle
 from mmsr1.cli import USER_ERRORS, CommandParser, explain, refuse
 from mmsr1.config.construct import ConstructConfig, register
 from mmsr1.data.card import write_card
@@ -43,9 +43,7 @@ from mmsr1.run_directory import write_whole
 CANDIDATES = "candidates.parquet"
 SETTINGS = "config.yaml"
 # What may differ when a construction is gone on with: how fast and at what price, not what comes of it.
-FREE = ("out", "concurrent", "tools.budget", "tools.cache_dir", "llm.options.usd_per_million")
-FREE_OF_PARTS = ("url", "key_env", "price_usd", "rate_per_s", "concurrent", "attempts", "timeout_s", "deadline_s")
-PARTS = ("llm", "pictures", "tools.text_search", "tools.reader")
+FREE = ("out", "concurrent", "give_up", "tools.budget", "tools.cache_dir")
 
 said = Console(stderr=True)
 
@@ -95,12 +93,12 @@ def main(arguments: list[str]) -> int:
 
 def _construct(config: ConstructConfig, out: Path) -> int:
     logging.basicConfig(filename=out / "construct.log", level=logging.WARNING, format="%(asctime)s %(message)s")
-    settle(out / SETTINGS, OmegaConf.structured(config), _free)
+    settle(out / SETTINGS, OmegaConf.structured(config), lambda key: decides_nothing(key, FREE))
     drops = Journal(out / DROPPED, Dropped)
     seeds = plan(out, planned(config, Shelf(out)), drops)
     whole = construction(config, held_out(config))
     with _bars() as watch:
-        desk = Desk(out, drops, whole.services.spent, watch)
+        desk = Desk(out, drops, whole.services.spent, watch, config.give_up)
         rows = asyncio.run(_built(seeds, whole, desk, config.concurrent))
     told = report(out, drops.rows, rows, whole.others.files, desk.left)
     write_whole(out / "report.json", (json.dumps(told, indent=1) + "\n").encode())
@@ -134,12 +132,6 @@ async def _built(seeds: Any, whole: Construction, desk: Desk, concurrent: int) -
         return await build(seeds, whole.works, desk, concurrent)
     finally:
         await whole.services.aclose()
-
-
-def _free(key: str) -> bool:
-    """Whether a construction may go on with another value."""
-    part, _, name = key.rpartition(".")
-    return key.startswith(FREE) or (part in PARTS and name in FREE_OF_PARTS)
 
 
 @contextmanager

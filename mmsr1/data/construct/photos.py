@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from uuid import uuid4
 
 from mmsr1.tools.base import Answer, CallFailed
 from mmsr1.tools.fetch import SafeFetch
@@ -51,7 +52,7 @@ class Shelf:
         name = f"images/{picture.digest}.{_KINDS.get(picture.data[:3], 'jpg')}"
         path = self._folder / name
         if not path.is_file():
-            scratch = path.with_suffix(".new")
+            scratch = path.with_suffix(f".{uuid4().hex}")  # items that found the same picture put it at once
             scratch.write_bytes(picture.data)
             scratch.replace(path)
         return name

@@ -1,7 +1,8 @@
 """A stage: many items through one piece of work, each result on disk as soon as it is there.
 
 An item that a service fails for waits and is tried again once the others are through. If it fails again it is dropped
-where it is one of few; where it is not, the service is to blame, and the stage is left as it is for the next time.
+where it is one of few and the service has worked for others meanwhile; else the service is to blame, and the stage is
+left as it is for the next time.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class Stage(Generic[In, Out]):
 
 @dataclass
 class Desk:
-    """What all stages write to, ask, and tell. `stop` says why nothing more is to be begun, None while it may be."""
+    """What all stages write to, ask, and tell. `stop` says why nothing more is to be begun, None while it may be.
+    `give_up`: items that wait for a service are dropped, whatever is wrong with it."""
 
     folder: Path
     drops: Journal[Dropped]
     stop: Callable[[], str | None] = lambda: None
     watch: Callable[[str, int, int], None] = lambda stage, done, of: None
+    give_up: bool = False
     left: str | None = field(default=None, init=False)  # why a stage was left unfinished
 
 
@@ -76,6 +79,7 @@ class _Pass:
     def __init__(self, stage: Stage[Any, Any], journal: Journal[Any], desk: Desk, total: int) -> None:
         self._stage, self._journal, self._desk, self._total = stage, journal, desk, total
         self._waiting: dict[str, Waiting] = {}
+        self._passed, self._failed_at = 0, dict[str, int]()  # items that passed, in all and when one first failed
 
     async def over(self, items: Sequence[Any]) -> list[Any]:
         """Work on each; those that wait for a service come back. Begins nothing more once `desk.left` is set."""
@@ -99,14 +103,20 @@ class _Pass:
                     left -= 1
                 self._desk.watch(self._stage.name, self._total - left, self._total)
 
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(min(self._stage.concurrent, len(items))):
-                workers.create_task(worker())
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(self._stage.concurrent, len(items))):
+                    workers.create_task(worker())
+        except ExceptionGroup as errors:  # the others were cancelled for it
+            raise errors.exceptions[0] from None
         return again
 
     def given_up(self, items: Sequence[Any]) -> bool:
-        """Drop those that still wait if they are few; else the service is what is wrong, and `desk.left` says so."""
-        if len(items) > max(1, FEW * self._total):
+        """Drop those that still wait if they are few, and others passed after their first failure; else the service is
+        what is wrong, and `desk.left` says so."""
+        few = len(items) <= max(1, FEW * self._total)
+        worked = all(self._passed > self._failed_at[item.id] for item in items)
+        if not (self._desk.give_up or (few and worked)):
             why = self._waiting[items[-1].id].detail
             self._desk.left = f"{len(items)} of {self._total} items wait at the stage {self._stage.name}: {why}"
             return False
@@ -116,6 +126,7 @@ class _Pass:
 
     def _wait(self, item: Any, result: Waiting) -> None:
         self._waiting[item.id] = result
+        self._failed_at.setdefault(item.id, self._passed)
         if result.final and self._desk.left is None:
             self._desk.left = self._desk.stop() or result.detail
 
@@ -124,4 +135,5 @@ class _Pass:
             about = getattr(item, "question", "") or item.subject or (item.given.question if item.given else "")
             self._desk.drops.add(Dropped(item.id, self._stage.name, result.reason, result.detail, about))
         else:
+            self._passed += 1
             self._journal.add(result)

@@ -177,7 +177,9 @@ class Review:
     def undo(self, number: int) -> int:
         """Take that decision back; the position of its example. Raises Stale or OSError."""
         decision = self._log.undo(number).decision
-        position = self._position[decision.id]
+        position = self._position.get(decision.id, 0)
+        if decision.id not in self._position:  # about a row that this file has no more
+            return position
         known = decision.content == content_of(self._example(position))
         self._states[position] = decision.state if known else "open"
         if not known:

@@ -48,13 +48,14 @@ def _make(config: Any, asked: argparse.Namespace) -> int:
 
     out = Path(asked.out)
 
-    def ask(teacher: Answering, examples: list[Any], advance: Callable[[], None]) -> Iterator[tuple[list[Any], Any]]:
+    def ask(teacher: Answering, examples: list[Any], advance: Callable[[], None]) -> Iterator[Any]:
         write_whole(out / FACTS, json_line({"tokenizer": tokenizer_name(teacher.files.tokenizer)}))
         for found in teacher.episodes(examples, asked.attempts, "traces", on_episode=advance):
             kept, lost = chosen(found, asked.least_reward, asked.keep)
             keep_pictures(out, [one.episode for one in kept])
             records = [trace_record(one.episode, one.reward) for one in kept]
-            yield found, {"id": found[0].example.id, "attempts": len(found), "lost": lost, "kept": records}
+            row = {"attempts": len(found), "lost": lost, "kept": records}
+            yield row if 2 * lost < len(found) else None
 
     options = {name: getattr(asked, name) for name in ("attempts", "keep", "least_reward")}
     answered = Answered(out, "traces", config, options)
@@ -90,6 +91,9 @@ def _tell(rows: Iterator[dict[str, Any]], out: Path, ended: Ended) -> int:
     if not ended.complete:
         what = ended.stopped or f"{ended.lost} questions were lost to failures of engine or tools"
         sys.stdout.write(f"{what}; the same command goes on\n")
+        return 1
+    if not calls:
+        sys.stdout.write("nothing to train on: no attempt was good enough (--least-reward)\n")
         return 1
     sys.stdout.write(f"traces: {out}; python train.py +experiment=sft algorithm.traces={out}\n")
     return 0

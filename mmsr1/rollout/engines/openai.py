@@ -44,7 +44,7 @@ class OpenAiEngine:
         if outcome.value is None:
             return EngineFailure(f"{self._chat.name}: {outcome.detail or outcome.status}")
         reply = outcome.value
-        text = until_stop(str(begun), _closed(str(begun), reply), sampling.stop)
+        text = until_stop(str(begun), _rest(str(begun), reply), sampling.stop)
         stopped = any(stop in text for stop in sampling.stop)
         # Special tokens that the model spells out are text: it ends its turn by ending its message.
         ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -114,11 +114,23 @@ def _ends(text: str, stop: str) -> list[int]:
     return places
 
 
-def _closed(begun: str, reply: ChatReply) -> str:
-    """The reply, with the tag closed that the message had begun with for it: asked for the content, few write it."""
+def _rest(begun: str, reply: ChatReply) -> str:
+    """What a reply adds to the message that it was to go on with.
+
+    Where the message ends with an opening tag, that is the tag's content and its end: asked for the rest, some models
+    leave out the end, and some say everything again. An image search has one content only.
+    """
     tag = next((tag for tag in OPENINGS.values() if begun.endswith(tag)), None)
-    closing = "" if tag is None else f"</{tag[1:]}"
-    return reply.text if reply.finish == "length" or closing in reply.text else reply.text + closing
+    text = reply.text.removeprefix(begun.strip())
+    if tag is None:
+        return text
+    closing = f"</{tag[1:]}"
+    if tag == OPENINGS["image_search"]:
+        return f"<img>{closing}"
+    inside, ended, after = text.rpartition(tag)[2].partition(closing)
+    if any(opening in inside for opening in ("<reason>", *OPENINGS.values())):
+        inside = ""  # it did something else: nothing was said here
+    return inside if reply.finish == "length" and not ended else inside + closing + after
 
 
 def _split(ids: Sequence[int], at: int) -> list[list[int]]:

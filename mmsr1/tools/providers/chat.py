@@ -28,9 +28,10 @@ _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 class OpenAiChat(WebProvider[ChatQuery, ChatReply]):
     """One message of the model.
 
-    `extra` goes into the request as it is. `continues`: the server goes on with a message that was begun (vLLM, SGLang:
-    `continue_final_message`); others are asked to in words. `usd_per_million` are the prices of prompt and completion
-    tokens; without them a call costs `price_usd`, which with them is the most that one may cost.
+    `extra` goes into the request as it is; null there takes a key out that a service refuses (`extra: {seed: null}`).
+    `continues`: the server goes on with a message that was begun (vLLM, SGLang: `continue_final_message`); others are
+    asked to in words. `usd_per_million` are the prices of prompt and completion tokens; without them a call costs
+    `price_usd`, which with them is the most that one may cost.
     """
 
     name: ClassVar[str] = "openai_chat"
@@ -68,16 +69,17 @@ class OpenAiChat(WebProvider[ChatQuery, ChatReply]):
             goes_on = {"continue_final_message": True, "add_generation_prompt": False}
         elif begun:
             messages.append({"role": "user", "content": GO_ON})
-        return {
-            **self.options["extra"],
+        body = {
             **goes_on,
             "model": self.options["model"],
             "messages": messages,
             "max_tokens": query.max_tokens,
             "temperature": query.temperature,
             "top_p": query.top_p,
-            **({} if query.seed is None else {"seed": query.seed}),
+            "seed": query.seed,
+            **self.options["extra"],
         }
+        return {name: value for name, value in body.items() if value is not None}
 
     def _cost(self, raw: str) -> float:
         """By the tokens that the answer names; the price of a call where it names none."""

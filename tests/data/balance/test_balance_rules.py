@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsr1.data.balance.records import agreement
+from mmsr1.data.balance.records import agreement, record
 from mmsr1.data.balance.rules import ORDER, Count, branch_of, counterfactual_rule, paper_rule
 from mmsr1.data.balance.subset import apportioned, balanced
 
@@ -116,3 +116,28 @@ def test_seats_add_up_and_are_within_one_of_their_share(weights: list[float], se
     given_ = apportioned(dict(enumerate(weights)), seats)
     assert sum(given_.values()) == seats
     assert all(abs(given_[i] - seats * w / sum(weights)) < 1 + 1e-6 for i, w in enumerate(weights))
+
+
+class Done:
+    """An episode as far as counting needs it."""
+
+    def __init__(self, right: float, tools: tuple[str, ...] = (), stop: str = "answered") -> None:
+        from mmsr1.types import Episode, Exchange, Reward, Timings, ToolCall, ToolResult
+
+        calls = tuple(Exchange(0, ToolCall(tool, "q"), ToolResult("ok")) for tool in tools)  # type: ignore[arg-type]
+        self.episode = Episode("q", 0, (), (), calls, stop, 0, Timings(0, 0, 0))  # type: ignore[arg-type]
+        self.reward = Reward(right, {"accuracy": right})
+
+
+def test_a_branch_that_was_lost_leaves_no_line_and_one_that_was_not_taken_is_wrong() -> None:
+    from mmsr1.types import Example
+
+    example = Example("q", "what?", (), "x", (), "free", "test")
+    free = [Done(1), Done(0, ("text_search",))]
+    forced = {"none": [Done(1)], "text": [Done(1, ("text_search",))], "image": [Done(1)], "both": [Done(0)]}
+    line = record(example, free, forced)
+    assert line is not None
+    assert line["free"] == {"none": [1, 1], "text": [0, 1]}
+    assert line["forced"] == {"none": [1, 1], "text": [1, 1], "image": [0, 1], "both": [0, 1]}
+    assert record(example, free, forced | {"image": [Done(0, stop="tool_failure")]}) is None
+    assert record(example, [Done(1), Done(0, stop="engine_failure")], forced) is None

@@ -77,6 +77,23 @@ def test_many_are_the_fault_of_the_service_and_are_kept_for_the_next_time(tmp_pa
     assert run(tmp_path, up, again) == ITEMS and len(up.done) == 10
 
 
+@pytest.mark.parametrize("give_up", [False, True])
+def test_an_outage_at_the_end_drops_nothing_unless_that_is_asked_for(tmp_path: Path, give_up: bool) -> None:
+    """Few are left, but nobody else was served since: the service is down, and not these items' fault."""
+    at = desk(tmp_path, give_up=give_up)
+    rows = run(tmp_path, Work(_28=Waiting("transient: down"), _29=Waiting("transient: down")), at, concurrent=1)
+    assert (rows is None) is not give_up and len(at.drops.rows) == 2 * give_up
+    assert run(tmp_path, Work(), desk(tmp_path)) == (ITEMS[:28] if give_up else ITEMS)
+
+
+def test_an_error_in_the_work_is_raised_as_it_is(tmp_path: Path) -> None:
+    def full(times: int) -> Any:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        run(tmp_path, Work(_3=full), desk(tmp_path))
+
+
 @pytest.mark.parametrize("told", ["tools.budget.usd_per_run=1 is reached", None])
 def test_a_final_failure_ends_the_stage_at_once(tmp_path: Path, told: str | None) -> None:
     spent: list[str] = []

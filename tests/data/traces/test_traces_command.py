@@ -129,7 +129,7 @@ def test_traces_of_another_configuration_are_not_mixed(store: EmblemStore, made:
 
 def test_what_is_not_good_enough_is_not_kept(store: EmblemStore, tmp_path, capsys, files) -> None:
     out = tmp_path / "none"
-    assert main(["--out", str(out), *settings(store, tmp_path, "--limit", "3", "--least-reward", "1.1")]) == 0
+    assert main(["--out", str(out), *settings(store, tmp_path, "--limit", "3", "--least-reward", "1.1")]) == 1
     assert "0 traces kept of 3 attempts" in capsys.readouterr().out
     with pytest.raises(TraceError, match="none of its traces"):
         Traces(out, tokenizer_name(files.tokenizer))
@@ -149,8 +149,8 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(made: Path, tmp_path, 
         (folder / "traces.jsonl").write_bytes(b"{}\n")
     if spoil == "absent":
         folder = tmp_path / "nothing"
-    config = checked(compose(["+experiment=sft", f"algorithm.traces={folder}", "algorithm.batch_size=24"]))
     with pytest.raises((ConfigError, TraceError)) as told:
+        config = checked(compose(["+experiment=sft", f"algorithm.traces={folder}", "algorithm.batch_size=24"]))
         _ = assembly.TraceData(config, files)[0]
     assert "\n" not in str(told.value) and str(folder) in str(told.value)
 
@@ -168,5 +168,20 @@ def test_training_by_traces_runs_and_names_a_missing_folder(tmp_path, capfd) -> 
     ]
     command.append(f"hydra.run.dir={tmp_path}/run")
     ended: Any = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 2 and "algorithm.traces=nowhere: no traces there" in ended.stderr
+    assert ended.returncode == 2 and "algorithm.traces=nowhere: name a folder of traces" in ended.stderr
     assert ended.stderr.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["+experiment=sft"], "algorithm.traces=None: name a folder"),
+        (
+            ["+experiment=warmup", "data=fvqa", "data.train_path={file}"],
+            "data.kind=fvqa: has no warm-up",
+        ),
+    ],
+)
+def test_what_there_is_to_imitate_must_be_said(store: EmblemStore, asked: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        checked(compose([argument.format(file=store.split("train")) for argument in asked]))
