@@ -117,10 +117,12 @@ class Answered:
             self.close()
             raise
 
-    def tells_of(self, examples: ExampleTable, place: int) -> bool:
-        """Whether there is a line of this very question: one whose row was changed is another."""
-        example = examples[place]
-        return self._known.get(example.id) == content_of(example)
+    def tells_of(self, id: str, examples: ExampleTable, place: int) -> bool:
+        """Whether there is a line of this very question: one whose row was changed is another.
+
+        Only rows whose id has a line are read from disk.
+        """
+        return id in self._known and self._known[id] == content_of(examples[place])
 
     def append(self, example: Example, row: dict[str, Any]) -> None:
         """Add the line of an example; of several lines of an id the last one counts."""
@@ -178,7 +180,8 @@ def ask_all(
     A question that was lost to infrastructure gets no line: the same command asks it again. Ends early once money is
     spent, or nobody answers.
     """
-    left = [i for i in drawn(len(examples), limit, config.seed) if not answered.tells_of(examples, i)]
+    ids = examples.ids
+    left = [i for i in drawn(len(ids), limit, config.seed) if not answered.tells_of(ids[i], examples, i)]
     lost, stopped, console = 0, None, Console(stderr=True)
     size = max(1, config.rollout.vllm.max_num_seqs // each)  # few: what is asked together is written together
     if left:
