@@ -87,7 +87,7 @@ def test_search_r1_contents_and_other_columns(tmp_path):
         ("a.parquet", "x", "no Parquet file"),
         ("empty.jsonl", "", "no passages in what was given"),
         ("cut.jsonl.gz", b"\x1f\x8b\x08\x00abc", "damaged compression"),
-        ("bad.jsonl.gz", gzip.compress(b"x" * 99)[:10] + b"\xff" * 30, "damaged compression"),
+        ("bad.jsonl.gz", gzip.compress(b"x" * 99, mtime=0)[:10] + b"\xff" * 30, "damaged compression"),
         ("array.json", '[\n{"id": "a", "text": "b"},\n]', "give one object a line"),
         ("short.json", '[{"id": "a", "text": "b"}]', "give one object a line"),
     ],
