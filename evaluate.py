@@ -64,24 +64,27 @@ def evaluate(config: EvaluateConfig, run: RunDirectory) -> tuple[str, str | None
     labels = assembly.human_labels(config)
     with answering(config, run.path, config.concurrent) as policy:
         marking = Marking(reward_spec(config), questions.metric, assembly.judge(config, policy))
-        evaluating = assembly.Evaluating(config, questions, policy, marking, Lines(run), labels)
+        evaluating = assembly.Evaluating(config, questions, policy, marking, Lines(run, questions.contents), labels)
+        before = run.read_summary()
         seconds: dict[str, float] = {}
         try:
             begun = time.perf_counter()
+            evaluating.judge_again()
             evaluating.answers()
             seconds["seconds_answering"] = time.perf_counter() - begun
-            evaluating.judge_again()
             if config.counterfactual:
                 evaluating.branches()
             stopped = policy.spent()
         finally:  # what was answered until a kill is summed up too
-            summary = evaluating.summary(seconds | {"wall_seconds": time.perf_counter() - started})
+            summary = evaluating.summary(before, seconds | {"wall_seconds": time.perf_counter() - started})
             run.write_summary(summary)
     if (logger := wandb_logger(config, run.path)) is not None:
         logger.log_metrics(numbers(summary["final"], "final") | numbers(summary["counterfactual"], "counterfactual"))
         logger.log_table("trajectories", columns=list(TRAJECTORY), data=evaluating.trajectories())
         logger.finalize("success")
     show(summary, run.path)
+    if useless := assembly.nothing_counts(summary, policy):
+        return "failed", useless
     return ("interrupted" if stopped else "finished"), stopped
 
 

@@ -45,6 +45,11 @@ def main(config: Config, output: Path) -> None:
     wanted = config.trainer.devices * config.trainer.num_nodes
     if wanted > 1 and not started_from_outside():
         return _launch(config, output)
+    if wanted > 1 and config.comes_after_another:
+        from mmsr1.assembly.before import is_prepared
+
+        remedy = "must have ended before several processes are started from outside: run it alone, then give its result"
+        check(is_prepared(config, output), "first", config.first or "algorithm.source=teacher", remedy)
     remedy = "must be trainer.devices x trainer.num_nodes, which is the number of processes started"
     check(started_count() == wanted, "processes", started_count(), remedy)
     prepare_process(config.trainer.threads)
@@ -82,6 +87,12 @@ def _launch(config: Config, output: Path) -> None:
         from mmsr1.assembly.tools import check_tools
 
         check_tools(config, output)
+    if config.comes_after_another:
+        from mmsr1.assembly.before import prepared
+        from mmsr1.processes import interrupt_on_sigterm
+
+        interrupt_on_sigterm()
+        prepared(config, output)
     restore_environment()
     again = [argument for argument in sys.argv if not argument.startswith("hydra.run.dir=")]
     status, cause = launch(config.trainer.devices, [*again, f'hydra.run.dir="{output}"'])
@@ -99,6 +110,7 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
     from lightning import seed_everything
 
     from mmsr1.assembly import training as assembly
+    from mmsr1.assembly.before import prepared
     from mmsr1.assembly.run import price_remarks
     from mmsr1.data.traces.folder import TraceError
     from mmsr1.models.checkpoint import CheckpointError, check_model
@@ -108,6 +120,7 @@ def train(config: Config, run: RunDirectory, start: Start) -> tuple[str, str | N
     from mmsr1.tools.base import EndOfRun
 
     started, first = time.perf_counter(), is_first_process()
+    config = prepared(config, run.path)
     seed_everything(config.seed, verbose=False)
     torch.set_num_threads(config.trainer.threads)
     with RunProgress(config.trainer.max_steps, shown=first) as progress, TemporaryDirectory() as scratch:

@@ -1,12 +1,12 @@
-"""The command line around Hydra: mistakes become one line and exit status 2, sweeps run each job in its own process."""
+"""The command line around Hydra: mistakes become one line and exit status 2."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +19,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import mmsr1.config as schema
-from mmsr1.config import Config, ConfigError, check, construct, edit, evaluate, register
+from mmsr1.config import HUB_ID, Config, ConfigError, check, construct, edit, evaluate, register
 from mmsr1.rollout.prompts import load_prompts
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ConfigError)
@@ -36,11 +35,19 @@ _FIXED |= {"data.kind", "data.root", "algorithm.all_equal", "algorithm.group_siz
 _FIXED |= {f"rollout.{name}" for name in ("overlap", "oversample", "max_staleness")}
 _FIXED_GROUPS = ("data.world.", "data.mix.", "data.sources")
 CONF = Path(__file__).resolve().parents[1] / "conf"
+_PLUGINS = ("joblib", "submitit", "optuna")
+_MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 _FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0")  # as the user set it; `run_command` sets it for Hydra
 _SPELT = {
     "data.mix": "is a group: data/mix=natural; its keys are data.mix.shares.free and so on",
     "data.sources": "is a list of files: 'data.sources=[{path: a.parquet, weight: 2}, {path: b.jsonl}]'",
 }
+# Programs whose runs can be resumed: their file, how they are called, their schema.
+_PROGRAMS = (
+    ("train.py", "train.py", Config),
+    ("evaluate.py", "evaluate.py", evaluate.EvaluateConfig),
+    ("evaluation/edit/__main__.py", "-m mmsr1.evaluation.edit", edit.EditConfig),
+)
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
@@ -53,36 +60,32 @@ def run_command(
     """Compose `conf/<name>.yaml`, whose schema is `node`, check it, and call `job(config, run directory)`.
 
     Exits with 2 for a user's mistake, told in one line; with 130 after an interrupt; other errors keep their traceback.
-    A Hydra multirun (`-m`) runs every job in a fresh process, because engine and process groups live as long as theirs;
-    then `after_sweep(folder of the sweep)` is called, and it exits with 1 if a job failed. `HYDRA_FULL_ERROR=1` shows
-    the traceback of a mistake too.
+    A Hydra multirun (`-m`) does every job in a fresh process (`mmsr1.sweep`); then `after_sweep(its folder)` is called,
+    and it exits with 1 if a job failed. `HYDRA_FULL_ERROR=1` shows the traceback of a mistake too.
     """
     register()
     full_errors = _FULL_ERROR == "1"
     # Hydra's own handler prints several lines and exits with 1; with this set it lets us handle the error.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     conf = str(Path(sys.argv[0]).resolve().parent / "conf")
-    failed: list[Path] = []
-    sweeps: set[Path] = set()
     sys.argv = _resuming(sys.argv)
+    composing = hydra.main(version_base="1.3", config_path=conf, config_name=name)
 
-    @hydra.main(version_base="1.3", config_path=conf, config_name=name)
     def task(raw: Any) -> None:
         settings = HydraConfig.get()
         output = Path(settings.runtime.output_dir)
-        if settings.mode == RunMode.MULTIRUN:
-            sweeps.add(Path(settings.sweep.dir).resolve())
-            failed.extend(_in_own_process(list(settings.overrides.task), output))
-            return
         with _mistakes_in_one_line(full_errors, output):  # here already: Hydra would announce what reaches it
             job(checked(raw if raw.resume is None else resumed(output, list(settings.overrides.task), node)), output)
 
     with _mistakes_in_one_line(full_errors):
-        task()
-        for folder in sweeps:
-            after_sweep(folder)
-    if failed:
-        sys.exit(1)
+        if not _MULTIRUN & set(sys.argv):
+            composing(task)()
+        else:
+            from mmsr1.sweep.job import Call
+            from mmsr1.sweep.watch import sweep
+
+            if not sweep(Call(node, _FULL_ERROR), composing, after_sweep):
+                sys.exit(1)
 
 
 @contextmanager
@@ -141,6 +144,15 @@ class CommandParser(argparse.ArgumentParser):
         refuse(f"{message}; --help lists the options")
 
 
+def configured_command(arguments: list[str], prog: str, description: str | None, example: str) -> argparse.Namespace:
+    """What was given to a command with a configuration of its own: its `overrides`, and whether `cfg` asks for that
+    configuration alone."""
+    parser = CommandParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help=f"key=value, e.g. {example}")
+    parser.add_argument("--cfg", choices=("job",), help="print the configuration and end")
+    return parser.parse_intermixed_args(arguments)
+
+
 def _resuming(arguments: list[str]) -> list[str]:
     """The command line with the run directory that `resume=` names as Hydra's own."""
     named = [argument.removeprefix("resume=").strip('"') for argument in arguments if argument.startswith("resume=")]
@@ -150,7 +162,7 @@ def _resuming(arguments: list[str]) -> list[str]:
     rest = [argument for argument in arguments if not argument.startswith(("resume=", "hydra.run.dir="))]
     if not (output / "config.yaml").is_file():
         refuse(f"resume={named[-1]}: no run there; give the run directory, which holds config.yaml")
-    if {"-m", "--multirun"} & set(rest):
+    if _MULTIRUN & set(rest):
         refuse(f"resume={named[-1]}: a run is resumed alone, not in a sweep; leave out -m")
     return [*rest, f'resume="{output}"', f'hydra.run.dir="{output}"']
 
@@ -158,8 +170,9 @@ def _resuming(arguments: list[str]) -> list[str]:
 def resumed(run: Path, overrides: list[str], node: type[Config] = Config) -> Any:
     """The configuration that `run` was started with, under single keys given now; raw, with `resume` set.
 
-    Raises ConfigError for an override that is not a plain `key=value`.
+    Raises ConfigError for an override that is not a plain `key=value`, and for a run of another program.
     """
+    _check_program(run, node)
     raw = OmegaConf.merge(OmegaConf.structured(node), {"resume": str(run)})
     saved: Any = OmegaConf.load(run / "config.yaml")
     for override in OverridesParser.create().parse_overrides(overrides):
@@ -176,6 +189,20 @@ def resumed(run: Path, overrides: list[str], node: type[Config] = Config) -> Any
     check(kind in nodes, "resume", str(run), "its config.yaml is damaged: no algorithm.kind")
     raw.algorithm = OmegaConf.structured(nodes[kind])
     return OmegaConf.merge(raw, saved, {"resume": str(run)})
+
+
+def _check_program(run: Path, node: type[Config]) -> None:
+    """Raises ConfigError for a run that a program with another schema began, as far as its run.json tells."""
+    try:
+        command = str(json.loads((run / "run.json").read_bytes())["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    program = re.match(r"python (?:.*?/)?(train\.py|evaluate\.py|evaluation/edit/__main__\.py)( |$)", command)
+    made_by = {name: (told, schema) for name, told, schema in _PROGRAMS}[program[1]] if program else None
+    if made_by is not None and made_by[1] is not node:
+        other = f", or evaluate its policy: policy={run}" if node is evaluate.EvaluateConfig else ""
+        told = f"python {made_by[0]} made it; go on with python {made_by[0]} resume={run}{other}"
+        raise ConfigError(f"resume={run}: {told}")
 
 
 def checked(raw: Any) -> Config:
@@ -210,14 +237,28 @@ def _check_files(config: Config) -> None:
         check(folder is not None and Path(folder).is_dir(), "algorithm.traces", folder, remedy)
     elif config.algorithm.kind == "sft":
         remedy = "has no warm-up demonstrations; train on traces: algorithm=sft algorithm.traces=FOLDER"
+        if config.algorithm.source == "teacher":
+            remedy = "nobody knows its answers: make traces of a model; docs/data.md has the command"
         check(config.data.kind == "emblem", "data.kind", config.data.kind, remedy)
     if path := config.model.path:
-        found = Path(path, "config.json").is_file() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)
+        found = Path(path, "config.json").is_file() or re.fullmatch(HUB_ID, path)
         check(bool(found), "model.path", path, "no model there; give a Hugging Face folder or a hub id")
+    if isinstance(config, evaluate.EvaluateConfig) and config.benchmark.path is None:
+        _check_benchmark(config.benchmark.name)
     try:
         load_prompts(config.rollout.prompts)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_benchmark(name: str) -> None:
+    """Raises ConfigError for a published benchmark, whose file was not named. The emblem world needs none."""
+    if name == "emblem":
+        return
+    from mmsr1.evaluation.benchmarks import BENCHMARKS  # reads Parquet: not for every command
+
+    if name in BENCHMARKS:
+        raise ConfigError(f"benchmark.path=None: {BENCHMARKS[name].wanted}")
 
 
 def explain(error: Exception) -> str:
@@ -232,6 +273,7 @@ def explain(error: Exception) -> str:
         options = _options(text)
         near = _near(option, options)
         hint = f"did you mean {near[0]}? " if near else ""
+        hint = "needs the extra `studies`, which make setup installs; " if option.startswith(_PLUGINS) else hint
         return f"{group or 'config'}={option}: there is no such option; {hint}available: {', '.join(options) or 'none'}"
     if group := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         return f"{_as_typed(group[1])}: no such config group; --help lists them (experiment needs a leading +)"
@@ -300,17 +342,3 @@ def remove_empty(folder: Path) -> None:
 def restore_environment() -> None:
     """The environment as it was before `run_command`, for commands that start this program again."""
     os.environ["HYDRA_FULL_ERROR"] = _FULL_ERROR
-
-
-def _in_own_process(overrides: list[str], output: Path) -> list[Path]:
-    """Run one job of a sweep; returns its folder if it failed."""
-    command = [sys.executable, sys.argv[0], *overrides, f'hydra.run.dir="{output}"']
-    job = subprocess.Popen(command, env=os.environ | {"HYDRA_FULL_ERROR": _FULL_ERROR})
-    try:
-        status = job.wait()
-    except KeyboardInterrupt:  # the terminal sent it to the job too, which now writes its summary and report
-        job.wait()
-        raise
-    if status:
-        sys.stderr.write(f"job {output} ended with status {status}; the sweep goes on\n")
-    return [output] if status else []

@@ -9,11 +9,13 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mmsr1.types import Picture
 
@@ -45,6 +47,34 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def scan_lines(stream: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """Offset and content of each whole line of an open JSON-lines file, one at a time; None for a damaged one."""
+    offset = 0
+    for line in stream:
+        if line.endswith(b"\n"):
+            try:
+                yield offset, json.loads(line)
+            except (ValueError, RecursionError):
+                yield offset, None
+        offset += len(line)
+
+
+def set_aside(file: Path, counts: Callable[[Any], bool], aside: Path) -> int:
+    """Move the whole lines that do not count (they are given as JSON, None for a damaged one) to the end of `aside`;
+    how many. A kill meanwhile loses none."""
+    if not file.is_file():
+        return 0
+    with file.open("rb") as stream:
+        gone = {offset for offset, line in scan_lines(stream) if not counts(line)}
+    if gone:
+        with file.open("rb") as stream, replaced(file) as whole, whole.open("wb") as kept, aside.open("ab") as others:
+            offset = 0
+            for line in stream:
+                (others if offset in gone else kept).write(line)
+                offset += len(line)
+    return len(gone)
+
+
 def append_line(file: Path, line: bytes) -> None:
     """Add `line` in one write, after cutting off an unfinished last line."""
     file.touch()
@@ -58,6 +88,17 @@ def append_line(file: Path, line: bytes) -> None:
                 stream.truncate(content_end)
         stream.seek(content_end)
         stream.write(line)
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds this lock; one that was killed left the file alone."""
+    if not file.is_file():
+        return False
+    try:
+        with FileLock(file, blocking=False):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def write_whole(file: Path, content: bytes) -> None:

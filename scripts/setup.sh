@@ -21,7 +21,7 @@ if [ "$extra" = cpu ]; then
             'torch==2.13.0+cpu' 'torchvision==0.28.0+cpu'
     fi
 fi
-"${pip[@]}" install --editable ".[$extra,dev]"
+"${pip[@]}" install --editable ".[$extra,studies,dev]"
 if [ "$extra" = cpu ]; then
     # vLLM asks for them; their PyPI builds want CUDA libraries, and nothing here uses sound or video.
     "${pip[@]}" uninstall --yes --quiet torchaudio torchcodec

@@ -38,10 +38,10 @@ class Outcome(NamedTuple):
         return self.out.splitlines()[-1].removeprefix("heavy:").split()
 
 
-def train(folder: Path, *arguments: str, **environment: str) -> Outcome:
-    """`python train.py arguments...` in `folder`."""
+def train(folder: Path, *arguments: str, program: str = "train.py", **environment: str) -> Outcome:
+    """`python train.py arguments...`, or another program, in `folder`."""
     plain = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    command = [sys.executable, "-c", RUNNER, str(ROOT / "train.py"), *arguments]
+    command = [sys.executable, "-c", RUNNER, str(ROOT / program), *arguments]
     done = subprocess.run(command, cwd=folder, env=plain | environment, capture_output=True, text=True, timeout=120)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -130,6 +130,20 @@ def test_a_mistake_shows_before_anything_heavy_is_imported(tmp_path: Path, name:
     outcome = train(tmp_path, *MISTAKES[name][0])
     check_line(outcome.err, name)
     assert outcome.status == 2 and outcome.heavy == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_benchmark_without_its_file_is_told_before_a_model_library_is_imported(tmp_path: Path) -> None:
+    outcome = train(tmp_path, "benchmark=infoseek", "model=tiny", program="evaluate.py")
+    assert outcome.status == 2 and not {"torch", "transformers", "vllm", "lightning"} & set(outcome.heavy)
+    assert outcome.err.count("\n") == 1 and outcome.err.startswith("error: benchmark.path=None: give mmsearch_r1_info")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_whose_jobs_were_all_refused_has_no_table_and_no_traceback(tmp_path: Path) -> None:
+    sweep = ("-m", "model=tiny", "limit=-1,-2", "hydra.sweep.dir=sweep")
+    outcome = train(tmp_path, *sweep, program="evaluate.py")
+    assert outcome.status == 1 and "Traceback" not in outcome.err
+    assert outcome.err.count("must be 0 or more\n") == 2 and "no evaluation below it" in outcome.err
 
 
 def test_a_traceback_can_be_had(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ DEFAULTS = {
     if isinstance(entry, dict)
     for key in entry
 }
+STUDIES = sorted(file.stem for file in (CONF / "study").glob("*.yaml"))
 EVALUATING = ("benchmark", "judge", "workflow")  # groups of conf/evaluate.yaml
 OPTIONS = [
     f"{'' if folder.name in DEFAULTS else '+'}{folder.name}={file.stem}"
@@ -106,6 +107,32 @@ def test_what_an_experiment_says_holds_at_every_scale(experiment: str, scale: st
     check_leaves(said, shipped(f"+experiment={experiment}", f"scale={scale}"), experiment)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_arm_of_a_study_composes_at_every_scale(study: str, scale: str) -> None:
+    """As the sweep runs it; the name of the arm tells it from the others."""
+    params = yaml.safe_load((CONF / "study" / f"{study}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    assert params.pop("seed") == "0,1,2"
+    ((key, values),) = params.items()
+    names = set()
+    for value in values.split(","):
+        config = shipped(f"+study={study}", f"scale={scale}", f"{key}={value}")
+        check_complete(config)
+        assert config.study == study
+        names.add(config.name)
+    assert len(names) == values.count(",") + 1
+    if key == "+arm":
+        assert {f"{file.parent.name}/{file.stem}" for file in (CONF / "arm" / study).glob("*.yaml")} == set(
+            values.split(",")
+        )
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_an_arm_that_imitates_has_the_learning_rate_of_its_scale(scale: str) -> None:
+    config = shipped("+study=sft_vs_rl", f"scale={scale}", "+arm=sft_vs_rl/sft_oracle_640")
+    assert (config.algorithm.lr, config.algorithm.questions) == (6e-4 if scale == "laptop" else 1e-5, 640)
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_group_option_composes(option: str) -> None:
     check_complete(shipped(option))
@@ -116,7 +143,7 @@ def test_every_group_option_composes(option: str) -> None:
 )
 def test_every_option_of_an_evaluation_composes(option: str) -> None:
     evaluate.register()
-    config: Any = checked(cli.composed([option, "judge.api.url=http://node9:8000"], "evaluate"))
+    config: Any = checked(cli.composed([option, "judge.api.url=http://node9:8000", "benchmark.path=FILE"], "evaluate"))
     check_complete(config)
     group, _, name = option.partition("=")
     assert group == "judge" or getattr(config, group).name in (name, name.removesuffix("_shifted"))
@@ -175,6 +202,8 @@ MIXES = {
     "balanced": {"free": 0.5, "required": 0.5},
     "search_required_only": {"required": 1.0},
     "natural": {"all": 1.0},
+    "free_25": {"free": 0.25, "required": 0.75},
+    "free_75": {"free": 0.75, "required": 0.25},
     "by_need": {"free": 0.5, "text": 0.2, "image": 0.1, "both": 0.2},
 }
 

@@ -53,6 +53,8 @@ ENTRY_POINTS = (
     "mmsr1.models.export",
     "mmsr1.models.plan",
     "mmsr1.report.frontier",
+    "mmsr1.report.study",
+    "mmsr1.sweep",
     "mmsr1.tools.bundle.__main__",
     "mmsr1.tools.check",
     "mmsr1.tools.gateway.__main__",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from mmsr1.cli import USER_ERRORS, _resuming, explain, resumed
-from mmsr1.config import Config, register
+from mmsr1.config import Config, ConfigError, register
+from mmsr1.config.edit import EditConfig
+from mmsr1.config.evaluate import EvaluateConfig
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -111,6 +114,41 @@ def test_a_damaged_configuration_is_told_with_its_place(
     with pytest.raises(USER_ERRORS) as caught:
         typed(run)
     assert "config.yaml" in explain(caught.value)  # type: ignore[arg-type]
+
+
+COMMANDS = {
+    Config: "python /a b/train.py +experiment=warmup",
+    EvaluateConfig: "python evaluate.py policy=train.py",
+    EditConfig: "python /x/mmsr1/evaluation/edit/__main__.py policy=start",
+}
+
+
+@pytest.mark.parametrize(
+    ("made_by", "node", "told"),
+    [
+        (Config, EvaluateConfig, "python train.py made it; go on with python train.py resume={0}, or evaluate its "),
+        (Config, EditConfig, "python train.py made it"),
+        (EvaluateConfig, Config, "python evaluate.py made it; go on with python evaluate.py resume={0}"),
+        (EditConfig, Config, "python -m mmsr1.evaluation.edit made it; go on with python -m mmsr1.evaluation.edit "),
+    ],
+)
+def test_a_run_of_another_program_is_refused_by_its_name(
+    made_by: type[Config], node: type[Config], told: str, run: Path
+) -> None:
+    (run / "run.json").write_text(json.dumps({"command": COMMANDS[made_by]}))
+    with pytest.raises(ConfigError) as caught:
+        resumed(run, [], node)
+    line = str(caught.value)
+    assert line.startswith(f"resume={run}: {told.format(run)}") and "\n" not in line
+    assert ("policy=" in line) is (node is EvaluateConfig)
+
+
+@pytest.mark.parametrize(
+    "content", [json.dumps({"command": COMMANDS[Config]}), '{"command": "python own.py"}', "{", "[]"]
+)
+def test_a_run_of_this_program_or_of_one_that_is_not_known_goes_on(content: str, run: Path) -> None:
+    (run / "run.json").write_text(content)
+    assert typed(run).resume == str(run)
 
 
 def test_a_command_line_without_resume_stays_as_it_is() -> None:

@@ -26,7 +26,7 @@ from mmsr1.assembly.data import skipped_rows, training_examples
 from mmsr1.assembly.policy import base_policy, starting_weights
 from mmsr1.assembly.rollout import reward_spec, rollout_worker, sampling
 from mmsr1.assembly.services import Services, ledger_folder
-from mmsr1.assembly.settings import decides_nothing, settle
+from mmsr1.assembly.settings import FREE, decides_nothing, settle
 from mmsr1.assembly.tools import check_tools
 from mmsr1.config import Config, ConfigError, check
 from mmsr1.data.review.decisions import content_of
@@ -43,8 +43,6 @@ from mmsr1.tools.ledger import read_totals
 from mmsr1.types import Example, ToolStatus
 
 SETTINGS = "config.yaml"
-# What may differ when a command goes on: it decides how fast answers come, and what they may cost, not which.
-FREE = ("tools.budget", "tools.cache_dir", "data.cache_dir", "trainer", "logger", "rollout.vllm", "rollout.server")
 
 
 class Answering:
@@ -240,14 +238,14 @@ def ask_all(
                         answered.append(example, row)
                 lost += found.count(None)
                 if not any(found):
-                    stopped = f"engine or tools answer nothing{_causes(policy.rows())}"
+                    stopped = f"engine or tools answer nothing{causes(policy.rows())}"
                     break
             if (table := search_table(tool_table(policy.rows()))) is not None:
                 console.print(table)
     return Ended(read_totals(ledger_folder(answered.folder)).spent_usd, lost, stopped)
 
 
-def _causes(rows: Mapping[str, Mapping[str, float]]) -> str:
+def causes(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Which parts failed, how often and of what, for the end of a sentence."""
     told = [
         f"{part} failed {int(count)} times ({kind.removeprefix('failures/')})"

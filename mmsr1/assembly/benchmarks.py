@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmsr1.assembly.data import emblem_store
 from mmsr1.config import ConfigError, one_of
 from mmsr1.config.evaluate import EvaluateConfig
 from mmsr1.data.formats import read_examples
+from mmsr1.data.review.decisions import content_of
 from mmsr1.data.rows import BadRow
 from mmsr1.evaluation.benchmarks import BENCHMARKS, Question, check_count, lock, questions
 from mmsr1.report.progress import episodes_bar
@@ -21,17 +23,23 @@ EMBLEM = "emblem"
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions to ask: `ids` in their order, `read` gives all of the file, one at a time. `remarks` are what
-    people should know: rows that were skipped, a count or ids that are not those of before."""
+    """The questions to ask: `contents` are their digests (`mmsr1.data.review.decisions.content_of`) by id, in their
+    order; `read` gives all of the file, one at a time. `remarks` are what people should know: rows that were skipped, a
+    count or ids that are not those of before."""
 
     name: str
     title: str
     metric: str
     judged: bool
-    ids: tuple[str, ...]
+    contents: Mapping[str, str]
     skipped: int
     remarks: tuple[str, ...]
     read: Callable[[], Iterator[Question | BadRow]]
+
+    @property
+    def digest(self) -> str:
+        """Of all that is asked, in whatever order."""
+        return hashlib.sha256("".join(sorted(self.contents.values())).encode()).hexdigest()[:16]
 
     def questions(self, wanted: frozenset[str]) -> Iterator[Question]:
         """Those of the wanted ids, in order; nothing is read beyond the last of them."""
@@ -63,9 +71,11 @@ def asked(config: EvaluateConfig) -> Asked:
         name, title = benchmark.name, benchmark.title
         metric, judged, rows = benchmark.metric, benchmark.judged, benchmark.rows
     try:
-        ids, bad = _ids(read(), rows)
+        contents, bad = _contents(read(), rows)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"benchmark.path={chosen.path}: {error}") from error
+        said = str(error).removeprefix(f"{chosen.path}: ")
+        raise ConfigError(f"benchmark.path={chosen.path}: {said}") from error
+    ids = list(contents)
     if not ids:
         raise ConfigError(f"benchmark.path={chosen.path}: no row of {len(bad)} can be used, first {_told(bad[:1])}")
     remarks = [f"skipped row {_told([row])}" for row in bad[:10]]
@@ -74,7 +84,7 @@ def asked(config: EvaluateConfig) -> Asked:
         remarks.append(line)
     if (line := lock(Path(chosen.lock), name, ids)) is not None:
         remarks.append(line)
-    kept = tuple(ids[i] for i in drawn(len(ids), config.limit, config.seed))
+    kept = {ids[i]: contents[ids[i]] for i in drawn(len(ids), config.limit, config.seed)}
     return Asked(name, title, metric, judged, kept, len(bad), tuple(remarks), read)
 
 
@@ -83,18 +93,18 @@ def _emblem(path: Path) -> Iterator[Question | BadRow]:
         yield row if isinstance(row, BadRow) else Question(row, {})
 
 
-def _ids(found: Iterator[Question | BadRow], expected: int | None) -> tuple[list[str], list[BadRow]]:
-    """Of a file that may be large: a bar shows how far it is."""
-    ids: list[str] = []
+def _contents(found: Iterator[Question | BadRow], expected: int | None) -> tuple[dict[str, str], list[BadRow]]:
+    """Digests by id, of a file that may be large: a bar shows how far it is."""
+    contents: dict[str, str] = {}
     bad: list[BadRow] = []
     with episodes_bar("reading", expected or 1, "questions") if expected else nullcontext(lambda: None) as advance:
         for row in found:
             if isinstance(row, BadRow):
                 bad.append(row)
             else:
-                ids.append(row.example.id)
+                contents[row.example.id] = content_of(row.example)
                 advance()
-    return ids, bad
+    return contents, bad
 
 
 def _told(rows: list[BadRow]) -> str:

@@ -10,10 +10,12 @@ from mmsr1.assembly.rollout import reward_spec, sampling
 from mmsr1.config import Config
 from mmsr1.data.balance.records import record
 from mmsr1.data.balance.rules import BRANCHES
+from mmsr1.data.review.decisions import content_of
 from mmsr1.evaluation.counterfactual import Price
 from mmsr1.evaluation.outcome import cluster_of
 from mmsr1.rewards.reward import score
 from mmsr1.rollout.protocol import ActionName
+from mmsr1.rollout.record import refusal
 from mmsr1.rollout.worker import Job, Prompt, RolloutWorker
 from mmsr1.types import Episode, Example, Reward
 
@@ -44,20 +46,24 @@ class Branches:
     def roll(self, examples: Iterable[Example], keep: Callable[[dict[str, Any]], None]) -> None:
         """`keep` gets the line of each question (see `mmsr1.evaluation.counterfactual`) as soon as all its ways were
         gone, on the worker's thread; a question of which infrastructure or money lost too many gets none."""
-        spec, found = reward_spec(self.config), dict[str, dict[str, list[Scored]]]()
+        spec, found, refused = reward_spec(self.config), dict[str, dict[str, list[Scored]]](), set[str]()
 
         async def judged(job: Job, episodes: tuple[Episode, ...]) -> None:
             example = job.prompt.example
             ways = found.setdefault(example.id, {})
             scored = [Scored(example, episode, score(example, episode, spec)) for episode in episodes]
             ways[job.split.removeprefix(_SPLIT)] = scored
-            for _ in episodes:
+            for episode in episodes:
                 self.advance()
+                if refusal(episode, self.worker.limits.searches) is not None:
+                    refused.add(example.id)  # what lacks its searches for want of money says nothing about them
             if len(ways) == len(WAYS):
                 del found[example.id]
-                line = None if self.spent() else record(example, ways.pop("free"), ways)  # type: ignore[arg-type]
+                useless = self.spent() or example.id in refused
+                line = None if useless else record(example, ways.pop("free"), ways)  # type: ignore[arg-type]
                 if line is not None:
-                    keep({"id": example.id, "cluster": cluster_of(example), **line})
+                    about = {"id": example.id, "content": content_of(example), "cluster": cluster_of(example)}
+                    keep({**about, **line})
 
         self.worker.flow(self._jobs(examples), judged)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mmsr1.assembly.answering import Answering
+from mmsr1.assembly.answering import Answering, causes
 from mmsr1.assembly.benchmarks import Asked
 from mmsr1.assembly.branches import WAYS, Branches, price
 from mmsr1.assembly.services import check_key, ledger_folder, provider_of
@@ -23,7 +24,7 @@ from mmsr1.evaluation.judge import Judge, judged
 from mmsr1.evaluation.lines import BRANCHES_FILE, SPLIT, Lines
 from mmsr1.evaluation.marking import Marking, verdict_of
 from mmsr1.evaluation.scorecard import scorecard
-from mmsr1.files import append_line, json_line, read_lines
+from mmsr1.files import append_line, json_line
 from mmsr1.report.progress import episodes_bar
 from mmsr1.report.searches import tool_table
 from mmsr1.rollout.episode import Limits
@@ -32,6 +33,7 @@ from mmsr1.rollout.worker import Job, Prompt
 from mmsr1.run_directory import episode_pictures
 from mmsr1.tools.chat import CHAT
 from mmsr1.tools.ledger import read_totals
+from mmsr1.tools.meter import merge
 from mmsr1.tools.providers.chat import openai_chat
 from mmsr1.types import Episode
 
@@ -106,20 +108,23 @@ class Evaluating:
 
     def answers(self) -> None:
         """Have every question answered that is not answered yet, and every answer judged."""
-        config, limits = self.config, workflow_limits(self.config, self.policy)
-        left = frozenset(id for id in self.asked.ids if not self.lines.done(id, config.repeats))
-        waiting: dict[str, Question] = {}
+        repeats, limits = self.config.repeats, workflow_limits(self.config, self.policy)
+        missing = {id: self.lines.missing(id, repeats) for id in self.asked.contents}
+        # A question in one go; of one that was asked before only what was lost, each draw as it would have been.
+        left = {id: [(0, repeats)] if len(gone) == repeats else [(n, 1) for n in gone] for id, gone in missing.items()}
+        waiting: dict[tuple[str, int], Question] = {}
 
         def jobs() -> Iterator[Job]:
-            for question in self.asked.questions(left):
-                if self.policy.spent() is None:
-                    waiting[question.example.id] = question
-                    yield Job(Prompt(question.example, 0, 0), config.repeats, SPLIT, self.policy.sampling, limits)
+            for question in self.asked.questions(frozenset(id for id, parts in left.items() if parts)):
+                for first, size in left[question.example.id]:
+                    if self.policy.spent() is None:
+                        waiting[question.example.id, first] = question
+                        yield Job(Prompt(question.example, first, 0), size, SPLIT, self.policy.sampling, limits)
 
-        with episodes_bar("questions", max(1, len(left)), "questions") as advance:
+        with episodes_bar("questions", max(1, sum(map(len, left.values()))), "questions") as advance:
 
             async def judged_and_kept(job: Job, episodes: tuple[Episode, ...]) -> None:
-                question = waiting.pop(job.prompt.example.id)
+                question = waiting.pop((job.prompt.example.id, job.prompt.first))
                 for episode in episodes:
                     lost = refusal(episode, self.policy.worker.limits.searches) is not None
                     found, line = await self.marking(question, episode, lost)
@@ -129,39 +134,47 @@ class Evaluating:
             self.policy.worker.flow(jobs(), judged_and_kept)
 
     def judge_again(self) -> None:
-        """Ask the judge once more about the answers that it could not be asked about."""
+        """Ask the judge about the answers of an earlier process that it could not be asked about then."""
         wanted: dict[str, list[dict[str, Any]]] = {}
         for line in self.lines:
             if _unjudged(line):
                 wanted.setdefault(line["example_id"], []).append(line)
-        for question in self.asked.questions(frozenset(wanted)):
-            self.policy.worker.call(self._again(question, wanted[question.example.id]))
+        if wanted and self.marking.judge is not None:
+            with episodes_bar("verdicts", sum(map(len, wanted.values()))) as advance:
+                questions = self.asked.questions(frozenset(wanted))
+                while some := list(islice(questions, self.config.concurrent)):  # their pictures are in memory
+                    self.policy.worker.call(self._again([(one, wanted[one.example.id]) for one in some], advance))
 
-    async def _again(self, question: Question, lines: list[dict[str, Any]]) -> None:
-        for line in lines:
+    async def _again(self, asked: Sequence[tuple[Question, list[dict[str, Any]]]], advance: Callable[[], None]) -> None:
+        async def one(question: Question, line: dict[str, Any]) -> None:
             found, fresh = await self.marking.judged(question, line)
             self.lines.add(fresh, found, ())
+            advance()
+
+        await asyncio.gather(*(one(question, line) for question, lines in asked for line in lines))
 
     def branches(self) -> None:
         """Roll out every question freely and with each way of searching forced."""
         size, file = self.config.counterfactual, self.lines.run.path / BRANCHES_FILE
-        known = {line["id"] for line in read_lines(file)}
-        left = frozenset(id for id in self.asked.ids if id not in known)
+        left = frozenset(self.asked.contents.keys() - self.lines.branches().keys())
         if left:
             with episodes_bar("branches", len(left) * len(WAYS) * size) as advance:
                 branches = Branches(self.config, self.policy.worker, size, self.policy.spent, advance)
                 examples = (question.example for question in self.asked.questions(left))
                 branches.roll(examples, lambda line: append_line(file, json_line(line)))
 
-    def summary(self, seconds: Mapping[str, float]) -> dict[str, Any]:
-        """The run directory's summary.json; `seconds` are those that were measured."""
-        config, run, ids = self.config, self.lines.run, set(self.asked.ids)
-        outcomes = [self.lines.outcomes[key] for key in sorted(self.lines.outcomes) if key[1] < config.repeats]
-        outcomes = [one for one in outcomes if one.id in ids]
+    def summary(self, before: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+        """The run directory's summary.json: `before` is that of the process that this one goes on with ({} without),
+        whose seconds and searches are added to those that were measured now."""
+        config, run = self.config, self.lines.run
+        outcomes = [found for (_, rollout), found in sorted(self.lines.outcomes.items()) if rollout < config.repeats]
         told = scorecard(outcomes, config.rollout.turns - 1) if outcomes else {}
         labelled = [(line.get("labels", {}), line["reward"]["parts"]) for line in self.lines if line["trained"]]
         paid = read_totals(ledger_folder(run.path))
-        branches = [line for line in read_lines(run.path / BRANCHES_FILE) if line["id"] in ids]
+        branches, judging = self.lines.branches(), self._judged()
+        if judging.get("judge_outage_rate"):  # answers that repeat the truth are right without a judge: not a fair part
+            told = {name: value for name, value in told.items() if not name.startswith("score_judge")}
+        called = merge(before.get("tool_rows", {}), self.policy.rows())
         return {
             "benchmark": self.asked.name,
             "title": self.asked.title,
@@ -169,19 +182,23 @@ class Evaluating:
             "policy": policy_label(config),
             "temperature": config.rollout.temperature,
             "final": told | metrics.summarise(self.asked.metric, labelled),
-            "counterfactual": counterfactual.figures(branches, price(config)),
+            "counterfactual": counterfactual.figures(list(branches.values()), price(config)),
             "contamination": contamination.contamination(self.lines),
-            "judge": self._judged(),
-            "asked": len(self.asked.ids),
-            "answered": sum(self.lines.done(id, config.repeats) for id in self.asked.ids),
+            "judge": judging,
+            "questions": self.asked.digest,
+            "asked": len(self.asked.contents),
+            "answered": sum(not self.lines.missing(id, config.repeats) for id in self.asked.contents),
+            "branches_missing": len(self.asked.contents) - len(branches) if config.counterfactual else 0,
             "skipped_rows": self.asked.skipped,
+            "set_aside": self.lines.aside,
             "remarks": list(self.asked.remarks),
-            **seconds,
+            **{name: spent + before.get(name, 0.0) for name, spent in seconds.items()},
             "tool_calls": sum(one.calls for one in outcomes),
             "backend_calls": paid.started,
             "cost_usd": paid.spent_usd,
             "cost_usd_uncached": sum(one.cost_usd for one in outcomes),
-            "tools": tool_table(self.policy.rows()),
+            "tools": tool_table(called),
+            "tool_rows": called,
         }
 
     def trajectories(self) -> list[list[Any]]:
@@ -197,6 +214,12 @@ class Evaluating:
         if self.labels is not None:  # people label one answer of a question, the first
             told |= agreement({id: verdict for (id, rollout), verdict in found.items() if not rollout}, self.labels)
         return told
+
+
+def nothing_counts(summary: Mapping[str, Any], policy: Answering) -> str | None:
+    """Why an evaluation that asked says nothing, if infrastructure lost every episode."""
+    lost = bool(summary["final"]) and not summary["final"]["questions"]
+    return f"no episode counts{causes(policy.rows())}" if lost else None
 
 
 def _unjudged(line: Mapping[str, Any]) -> bool:

@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from mmsr1.config import Config
+from mmsr1.run_directory import RunDirectory
 from mmsr1.torchvision_shim import ensure_torchvision
 
 
 def wandb_logger(config: Config, run: Path) -> Any | None:
-    """Lightning's logger of the run in this folder, None where none is asked for."""
+    """Lightning's logger of the run in this folder, None where none is asked for. Runs of a study are grouped by it,
+    and its arms are their job types."""
     if not config.logger.project:
         return None
     ensure_torchvision()
     from lightning.pytorch.loggers import WandbLogger
 
+    # A resumed run goes on under its own. Folders of a study have the same names wherever it is run.
+    started = RunDirectory(run).read_run().get("started", "") if config.study else ""
     return WandbLogger(
         project=config.logger.project,
         name=f"{config.name}-{config.seed}",
-        version=re.sub(r"[^\w-]", "-", f"{config.name}-{run.name}"),  # a resumed run goes on under its own
+        version=re.sub(r"[^\w-]", "-", "-".join(filter(None, (config.name, run.name, started)))),
         save_dir=run,
         offline=config.logger.mode == "offline",
+        group=config.study,
+        job_type=config.name if config.study else None,
     )
 
 

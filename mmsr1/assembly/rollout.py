@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmsr1.assembly.data import emblem_store
 from mmsr1.assembly.engines import engine
 from mmsr1.assembly.policy import renderer
 from mmsr1.assembly.tools import SearchTools, search_tools
 from mmsr1.config import Config
+from mmsr1.data.formats import load_examples
+from mmsr1.files import json_line, write_whole
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.loading import PolicyFiles
+from mmsr1.rewards.price import PriceSpec
 from mmsr1.rewards.reward import RewardSpec
 from mmsr1.rollout.callback import RolloutCallback, RolloutPlan, Schedule
 from mmsr1.rollout.engines.base import Sampling
@@ -59,7 +62,23 @@ def sampling(config: Config) -> Sampling:
 
 
 def reward_spec(config: Config) -> RewardSpec:
-    return RewardSpec(**asdict(config.rewards), crops=config.rollout.crops)  # type: ignore[arg-type]
+    rewards = config.rewards
+    return RewardSpec(
+        format_weight=rewards.format_weight,
+        search_penalty=rewards.search_penalty,
+        match=rewards.match,  # type: ignore[arg-type]  (checked by the schema)
+        aliases=rewards.aliases,
+        penalty_mode=rewards.penalty_mode,  # type: ignore[arg-type]
+        penalty_warmup_steps=rewards.penalty_warmup_steps,
+        crops=config.rollout.crops,
+    )
+
+
+def price_spec(config: Config) -> PriceSpec | None:
+    rewards = config.rewards
+    if rewards.target_calls is None:
+        return None
+    return PriceSpec(rewards.target_calls, rewards.price_proportional, rewards.price_integral)
 
 
 def rollout_plan(config: Config) -> RolloutPlan:
@@ -76,7 +95,14 @@ def rollout_plan(config: Config) -> RolloutPlan:
     )
     supply = SupplySpec(stream, algorithm.group_size, config.trainer.max_steps)
     return RolloutPlan(
-        sampling(config), reward_spec(config), algorithm.advantage, supply, rollout.overlap > 0, rollout.sleep
+        sampling(config),
+        reward_spec(config),
+        algorithm.advantage,
+        supply,
+        rollout.overlap > 0,
+        rollout.sleep,
+        price_spec(config),
+        algorithm.efficiency_weight,
     )
 
 
@@ -117,16 +143,21 @@ def rollout_callback(
 def _counterfactual(
     config: Config, validation: Sequence[Example], record: RunRecord
 ) -> Callable[[RolloutWorker], dict[str, Any]]:
-    """What searching was worth on some of the validation questions, for the end of a run."""
+    """What searching was worth on some questions, for the end of a run, which keeps a line of each."""
     from mmsr1.assembly.branches import WAYS, Branches, price, spread
     from mmsr1.evaluation.counterfactual import figures
+    from mmsr1.evaluation.lines import BRANCHES_FILE
 
     def roll(worker: RolloutWorker) -> dict[str, Any]:
-        examples, size = spread(validation, config.trainer.counterfactual_questions), config.trainer.counterfactual
+        examples, size = validation, config.trainer.counterfactual
+        if config.trainer.counterfactual_split == "graded" and config.data.kind == "emblem":
+            examples, _ = load_examples(emblem_store(config).split("graded"))
+        examples = spread(examples, config.trainer.counterfactual_questions)
         record.progress.begin("branches", len(examples) * len(WAYS) * size)
         lines: list[dict[str, Any]] = []
         spent = worker.tools.spent  # type: ignore[attr-defined]  (the tools of a configuration)
         Branches(config, worker, size, spent, record.progress.advance).roll(examples, lines.append)
+        write_whole(record.run.path / BRANCHES_FILE, b"".join(map(json_line, lines)))
         return figures(lines, price(config))
 
     return roll

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,12 @@ from mmsr1.files import write_whole
 _TOOLS = ("tools.image_search", "tools.text_search", "tools.reader", "tools.summarizer")
 SERVICES = ("llm", "pictures", "rollout.api", "judge.api", *_TOOLS)
 REACHED_BY = ("url", "key_env", "price_usd", "rate_per_s", "concurrent", "attempts", "timeout_s", "deadline_s")
+# What may differ when a command goes on: it decides how fast answers come, and what they may cost, not which.
+_FREE = ("tools.budget", "tools.cache_dir", "data.cache_dir", "logger", "rollout.vllm", "rollout.server")
+FREE = (*_FREE, "trainer")
+# Where the policy learns, most of the trainer's keys decide what it becomes.
+_PACE = ("threads", "data_workers", "checkpoint_every", "episodes_every", "keep_last", "gpu_memory_gib")
+FREE_IN_TRAINING = (*_FREE, *(f"trainer.{name}" for name in _PACE))
 
 
 def decides_nothing(key: str, others: tuple[str, ...]) -> bool:
@@ -34,14 +40,19 @@ def settle(file: Path, settings: Any, is_free: Callable[[str], bool]) -> None:
     if not file.is_file():
         write_whole(file, now.encode())
         return
-    was, is_now = (_flat(OmegaConf.create(text)) for text in (file.read_text(), now))
-    for key in sorted(key for key in was.keys() | is_now.keys() if not is_free(key)):
-        remedy = f"{file.parent} was begun with {was.get(key)}; give that, or another folder"
-        check(was.get(key) == is_now.get(key), key, is_now.get(key), remedy)
+    was, is_now = (flat(OmegaConf.create(text)) for text in (file.read_text(), now))
+    compare(was, is_now, is_free, file.parent)
 
 
-def _flat(settings: Any) -> dict[str, Any]:
-    """Values by their full keys."""
+def compare(was: Mapping[str, Any], now: Mapping[str, Any], is_free: Callable[[str], bool], folder: Path) -> None:
+    """Raises ConfigError that names the first key in which `now` differs from what `folder` was begun with."""
+    for key in sorted(key for key in was.keys() | now.keys() if not is_free(key)):
+        remedy = f"{folder} was begun with {was.get(key)}; give that, or another folder"
+        check(was.get(key) == now.get(key), key, now.get(key), remedy)
+
+
+def flat(settings: Any) -> dict[str, Any]:
+    """The values of an OmegaConf configuration by their full keys."""
     found: dict[str, Any] = {}
 
     def walk(node: Any, key: str) -> None:

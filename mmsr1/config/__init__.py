@@ -13,12 +13,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from mmsr1.config.algorithm import AlgorithmConfig, GrpoConfig, SftConfig
-from mmsr1.config.checks import ConfigError, at_least, check, one_of, positive
+from mmsr1.config.checks import HUB_ID, ConfigError, at_least, check, one_of, positive
 from mmsr1.config.data import DataConfig, MixConfig, SharesConfig, SourceConfig, WorldConfig
 from mmsr1.config.rollout import RolloutConfig, ServerConfig, TransformersConfig, VllmConfig
 from mmsr1.config.tools import BudgetConfig, FaultsConfig, PartConfig, ToolsConfig
 
 __all__ = [
+    "HUB_ID",
     "AlgorithmConfig",
     "BudgetConfig",
     "Config",
@@ -86,7 +87,8 @@ class ModelConfig:
 
 @dataclass
 class RewardsConfig:
-    """MMSearch-R1's outcome reward; see `mmsr1.rewards.reward`."""
+    """MMSearch-R1's outcome reward; see `mmsr1.rewards.rule`. With `target_calls` a controller prices each call so that
+    the policy makes that many a question; see `mmsr1.rewards.price` for the gains."""
 
     format_weight: float = MISSING
     search_penalty: float = MISSING
@@ -94,13 +96,19 @@ class RewardsConfig:
     penalty_warmup_steps: int = MISSING
     match: str = MISSING
     aliases: bool = MISSING
+    target_calls: float | None = None  # here and not in conf: a run of before has none of these in its config.yaml
+    price_proportional: float = 1.0
+    price_integral: float = 0.1
 
     def __post_init__(self) -> None:
         check(0 <= self.format_weight <= 1, "rewards.format_weight", self.format_weight, "must be in [0, 1]")
         check(0 <= self.search_penalty < 1, "rewards.search_penalty", self.search_penalty, "must be in [0, 1)")
         at_least(0, "rewards", self, "penalty_warmup_steps")
         one_of("rewards.penalty_mode", self.penalty_mode, "per_question", "per_call")
-        one_of("rewards.match", self.match, "em", "subem")
+        one_of("rewards.match", self.match, "em", "subem", "graded")
+        at_least(0, "rewards", self, "price_proportional", "price_integral")
+        possible = self.target_calls is None or self.target_calls >= 0
+        check(possible, "rewards.target_calls", self.target_calls, "must be 0 or more calls a question, or null")
 
 
 @dataclass
@@ -110,7 +118,8 @@ class TrainerConfig:
     `optimizer_state` (precision of AdamW's moments) and `offload` (parameters, gradients and moments in CPU memory) are
     chosen by the planner where they are null, for GPUs of `gpu_memory_gib`. The last `keep_last` checkpoints stay, and
     the best one. At the end `counterfactual` rollouts (0: none) of each forced way of searching show what searching was
-    worth on `counterfactual_questions` of the validation.
+    worth on `counterfactual_questions` of the validation, or, where the data are the emblem world's, of its `graded`
+    places, which the starting policy knows more or less well.
     """
 
     accelerator: str = MISSING
@@ -128,6 +137,7 @@ class TrainerConfig:
     gpu_memory_gib: float | None = MISSING
     counterfactual: int = 0  # here and not in conf: a run of before has neither in its config.yaml
     counterfactual_questions: int = 96
+    counterfactual_split: str = "validation"
 
     def __post_init__(self) -> None:
         one_of("trainer.accelerator", self.accelerator, "cpu", "cuda")
@@ -145,6 +155,7 @@ class TrainerConfig:
         positive("trainer", self, "devices", "num_nodes", "threads")
         positive("trainer", self, "max_steps", "val_every", "checkpoint_every", "episodes_every", "keep_last")
         positive("trainer", self, "counterfactual_questions")
+        one_of("trainer.counterfactual_split", self.counterfactual_split, "validation", "graded")
 
 
 @dataclass
@@ -160,11 +171,14 @@ class LoggerConfig:
 
 @dataclass
 class Config:
-    """The whole configuration; only entry points see it."""
+    """The whole configuration; only entry points see it. `study` is the study that the run is an arm of, `name` that
+    arm. `first` are further overrides of a run that comes before this one and whose policy it starts from."""
 
     name: str = MISSING
+    study: str | None = None
     seed: int = MISSING
     resume: str | None = None
+    first: list[str] | None = None
     model: ModelConfig = MISSING
     rollout: RolloutConfig = MISSING
     tools: ToolsConfig = MISSING
@@ -175,6 +189,11 @@ class Config:
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
 
+    @property
+    def comes_after_another(self) -> bool:
+        """Whether a teacher's traces, or another run, must be there before this one begins."""
+        return self.first is not None or getattr(self.algorithm, "source", "") == "teacher"
+
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed", self.seed, "must be in [0, 2^32)")
         vllm, shown = self.rollout.vllm, 1 + self.rollout.image_searches * self.tools.thumbnails
@@ -182,6 +201,12 @@ class Config:
         check(vllm.images_per_prompt >= shown, "rollout.vllm.images_per_prompt", vllm.images_per_prompt, remedy)
         awake = not self.rollout.sleep or self.trainer.accelerator == "cuda"
         check(awake, "rollout.sleep", True, "only with trainer.accelerator=cuda is there memory to give back")
+        target, made = self.rewards.target_calls, self.rollout.turns - 1
+        remedy = f"must be at most {made}: rollout.turns leaves no room for more"
+        check(target is None or target <= made, "rewards.target_calls", target, remedy)
+        plain = target is None or getattr(self.algorithm, "advantage", "none") == "none"
+        remedy = "goes with algorithm.advantage=none: divided by the spread of a group, any price would weigh the same"
+        check(plain, "rewards.target_calls", target, remedy)
         refills = getattr(self.algorithm, "all_equal", "") == "refill"
         remedy = "rollout.deterministic=true takes prompts in their order; give drop"
         check(not (refills and self.rollout.deterministic), "algorithm.all_equal", "refill", remedy)

@@ -32,7 +32,8 @@ class GrpoConfig(AlgorithmConfig):
     """Group relative policy optimisation. One step samples prompts_per_step x group_size episodes.
 
     `correction` null weighs tokens where rollouts may be stale, and nothing elsewhere. `all_equal` says what becomes of
-    groups without advantages: `refill` replaces up to `max_refills` x prompts_per_step of them a step.
+    groups without advantages: `refill` replaces up to `max_refills` x prompts_per_step of them a step. With
+    `efficiency_weight` right answers also learn from having taken fewer calls than the other right ones of their group.
     """
 
     kind: str = "grpo"
@@ -53,6 +54,7 @@ class GrpoConfig(AlgorithmConfig):
     mask_gap_above: float | None = MISSING
     all_equal: str = MISSING
     max_refills: float = MISSING
+    efficiency_weight: float = 0.0  # here and not in conf: a run of before has none in its config.yaml
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,22 +73,25 @@ class GrpoConfig(AlgorithmConfig):
         check(fits, "algorithm.mini_batches", self.mini_batches, "must be between 1 and algorithm.prompts_per_step")
         check(0 < self.clip_low <= 1, "algorithm.clip_low", self.clip_low, "must be in (0, 1]")
         positive("algorithm", self, "clip_high", "constant_length")
-        at_least(0, "algorithm", self, "weight_decay", "kl_weight", "entropy_weight")
+        at_least(0, "algorithm", self, "weight_decay", "kl_weight", "entropy_weight", "efficiency_weight")
 
 
 @dataclass
 class SftConfig(AlgorithmConfig):
-    """Supervised training on `source`: the folder `traces`, which `python -m mmsr1.data.traces` made, or the emblem
-    world's `warmup` demonstrations. `muon_lr` trains the matrices by Muon, null everything by AdamW."""
+    """Supervised training on `source`: the folder `traces`, which `python -m mmsr1.data.traces` made, the emblem
+    world's `warmup` demonstrations, or traces of the `teacher` that rollout.teacher names, about `questions` of the
+    training questions (0: all), made when the run begins. `muon_lr` trains the matrices by Muon, null all by AdamW."""
 
     kind: str = "sft"
     batch_size: int = MISSING
     muon_lr: float | None = MISSING
     source: str = "warmup"
     traces: str | None = None
+    questions: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("algorithm.kind", self.kind, "sft")
-        one_of("algorithm.source", self.source, "traces", "warmup")
+        one_of("algorithm.source", self.source, "traces", "warmup", "teacher")
+        at_least(0, "algorithm", self, "questions")
         positive("algorithm", self, "batch_size")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+HUB_ID = r"[\w-][\w.-]*/[\w.-]+"  # of a model on the Hugging Face hub
+
 
 class ConfigError(ValueError):
     """A user's mistake, in one line: key, value received, remedy."""

@@ -25,9 +25,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mmsr1.cli import CommandParser, refuse
+from mmsr1.evaluation.lines import SPLIT, UNREADABLE, Latest
 from mmsr1.evaluation.outcome import Outcome, outcome_of
 from mmsr1.evaluation.paired import Comparison, Difference, Flip, compare
-from mmsr1.files import write_whole
+from mmsr1.files import scan_lines, write_whole
 from mmsr1.run_directory import RunDirectory
 
 __all__ = ["Comparison", "Run", "compare", "config_differences", "main", "page", "read_run"]
@@ -50,47 +51,34 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Its evaluation, or its last validation. Of several lines of one episode the last counts.
+    """Its evaluation, or its last validation.
 
     Raises ValueError if there is neither, FileNotFoundError if there is no folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; give the folder of an evaluation or of a training run")
     directory = RunDirectory(folder)
-    split = next((split for split in ("eval", "val") if directory.episode_steps(split)), None)
+    split = next((split for split in (SPLIT, "val") if directory.episode_steps(split)), None)
     if split is None:
         raise ValueError(f"{folder}: no episodes of an evaluation or a validation in it; give the folder of one run")
     step = directory.episode_steps(split)[-1]
-    outcomes: dict[tuple[str, int], Outcome] = {}
-    searches: dict[tuple[str, int], tuple[str, ...]] = {}
-    bad = 0
-    for record in _records(folder / "episodes" / f"{split}-{step}.jsonl"):
-        try:
-            one = outcome_of(record)
-            asked = tuple(_search(call) for call in record["calls"])
-            one.scores["accuracy"]  # what every episode is compared by
-        except (KeyError, TypeError, AttributeError):
-            bad += 1
-            continue
-        outcomes[one.id, one.rollout], searches[one.id, one.rollout] = one, asked
-    if not outcomes:
-        raise ValueError(f"{folder}: none of {bad} lines of {split}-{step}.jsonl is a judged episode")
-    what = "evaluation" if split == "eval" else f"validation of step {step}"
-    return Run(folder, what, tuple(outcomes.values()), searches, _config(folder / "config.yaml"), bad)
-
-
-def _records(file: Path) -> Iterator[Any]:
-    """The lines as JSON, None for one that is none; what follows the last newline was cut off by a kill."""
-    shown, name = Console(stderr=True), file.parent.parent.name
+    latest, bad = Latest[tuple[Outcome, tuple[str, ...]]](), 0
+    file, shown = folder / "episodes" / f"{split}-{step}.jsonl", Console(stderr=True)
     quiet = not shown.is_terminal
-    with rich.progress.open(file, "rb", description=name, console=shown, transient=True, disable=quiet) as lines:
-        for line in lines:
-            if not line.endswith(b"\n"):
-                return
+    with rich.progress.open(file, "rb", description=folder.name, console=shown, transient=True, disable=quiet) as lines:
+        for _, record in scan_lines(lines):
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):
-                yield None
+                one = outcome_of(record)
+                one.scores["accuracy"]  # what every episode is compared by
+                latest.take(record, (one, tuple(_search(call) for call in record["calls"])))
+            except UNREADABLE:
+                bad += 1
+    if not latest.found:
+        raise ValueError(f"{folder}: none of {bad} lines of {split}-{step}.jsonl is a judged episode")
+    what = "evaluation" if split == SPLIT else f"validation of step {step}"
+    outcomes = tuple(one for one, _ in latest.found.values())
+    searches = {key: asked for key, (_, asked) in latest.found.items()}
+    return Run(folder, what, outcomes, searches, _config(folder / "config.yaml"), bad)
 
 
 def _search(call: Mapping[str, Any]) -> str:

@@ -151,8 +151,10 @@ class Judge:
 def judged(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """Figures over answers of which each has its verdict; none of none.
 
-    `judge_accuracy` is over those with a grade, and missing if there is none: neither an outage nor a reply that
-    nobody can read is a wrong answer. The rates are over all, that of answers not attempted over those with a grade.
+    `judge_accuracy` is over those with a grade: neither an outage nor a reply that nobody can read is a wrong answer.
+    It is missing if there is none, and while the judge could not be asked about some: answers that repeat the truth
+    need no judge, so what is graded in an outage is no fair part of all. The rates are over all, that of answers not
+    attempted over those with a grade.
     """
     if not verdicts:
         return {}
@@ -161,11 +163,9 @@ def judged(verdicts: Sequence[Verdict]) -> dict[str, float]:
     rates = {f"judge_{name}_rate": found.count(name) / len(found) for name in ("unparsed", "outage")}
     if not graded:
         return rates
-    return {
-        "judge_accuracy": graded.count("correct") / len(graded),
-        "judge_not_attempted_rate": graded.count("not_attempted") / len(graded),
-        **rates,
-    }
+    shares = {"judge_accuracy": "correct", "judge_not_attempted_rate": "not_attempted"}
+    told = {} if rates["judge_outage_rate"] else {name: graded.count(g) / len(graded) for name, g in shares.items()}  # type: ignore[arg-type]
+    return told | rates
 
 
 def read_verdict(said: str) -> Grade | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmsr1.data.review.decisions import content_of
 from mmsr1.evaluation import metrics
 from mmsr1.evaluation.benchmarks import Question
 from mmsr1.evaluation.judge import Judge, Verdict
@@ -28,6 +29,7 @@ class Marking:
         scores: dict[str, float] = {**plain.parts, **metrics.score(self._metric, said, truths, question.labels)}
         lost = lost or episode.stop in INFRASTRUCTURE_STOPS
         record = episode_record(example, episode, Reward(plain.total, scores), trained=not lost)
+        record["content"] = content_of(example)
         if question.labels:
             record["labels"] = dict(question.labels)
         return await self.judged(question, record)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 import string
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mmsr1.evaluation import mmlongbench
-from mmsr1.rewards.answer import exact_match, substring_match
+from mmsr1.rewards.answer import exact_match, substring_match, token_f1
 
 Scores = dict[str, float]
 Rows = Sequence[tuple[Mapping[str, Any], Mapping[str, float]]]
@@ -50,12 +49,6 @@ def means(rows: Rows, names: Sequence[str]) -> Scores:
     """Of each score over the rows that have it."""
     columns = {name: [scores[name] for _, scores in rows if name in scores] for name in names}
     return {name: sum(values) / len(values) for name, values in columns.items() if values}
-
-
-def token_f1(said: Sequence[str], truth: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of the words, each counted as often as it stands there."""
-    common = (Counter(said) & Counter(truth)).total()
-    return 2 * common / (len(said) + len(truth)) if common else 0.0
 
 
 def _metric(name: str) -> Metric:

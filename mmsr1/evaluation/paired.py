@@ -101,10 +101,7 @@ def compare(
     kept = [{id: [one for one in side[id] if not one.lost] for id in both if id not in changed} for side in sides]
     answered = [id for id in kept[0] if kept[0][id] and kept[1][id]]
     if not answered:
-        raise ValueError(
-            f"nothing to compare: {len(both)} of {len(sides[0])} and {len(sides[1])} questions are in both, "
-            f"{len(changed)} of them asked differently; give two runs on the same questions"
-        )
+        raise ValueError(_nothing(sides, len(both), len(changed), kept))
     a, b = ({id: side[id] for id in answered} for side in kept)
     figures: dict[str, Callable[[Outcome], float]] = {score: lambda one: one.scores.get(score, math.nan)}
     found = [_difference(name, a, b, of, seed) for name, of in {**_FIGURES, **figures}.items()]
@@ -129,6 +126,26 @@ def compare(
 
 
 Side = Mapping[str, Sequence[Outcome]]
+
+
+def _nothing(sides: Sequence[Side], both: int, changed: int, kept: Sequence[Side]) -> str:
+    """Why no question can be compared; `kept` are the episodes that count to those that both were asked."""
+    if both == changed:
+        return (
+            f"nothing to compare: {both} of {len(sides[0])} and {len(sides[1])} questions are in both, "
+            f"{changed} of them asked differently; give two runs on the same questions"
+        )
+    again = "an evaluation asks again what was lost: python evaluate.py resume="
+    gone = [
+        name for name, side in zip("AB", sides, strict=True) if all(one.lost for ones in side.values() for one in ones)
+    ]
+    if gone:
+        return f"every episode of {' and '.join(gone)} was lost to tools or engine; {again}{gone[0]}"
+    lost = [sum(not ones for ones in side.values()) for side in kept]
+    return (
+        f"of each of the {both - changed} questions in both, every episode of A ({lost[0]} questions) or of B "
+        f"({lost[1]}) was lost to tools or engine; {again}A, resume=B"
+    )
 
 
 def _difference(name: str, a: Side, b: Side, of: Callable[[Outcome], float], seed: int) -> Difference:

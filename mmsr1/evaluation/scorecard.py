@@ -18,17 +18,18 @@ BEHAVIOURS = {
     (False, True): "wrong_searched",
     (False, False): "wrong_direct",
 }
-_OWN = ("accuracy", "format", "searches", "penalty")  # scores that are figures already, or restate the calls
+_OWN = ("accuracy", "format", "searches", "penalty", "charged")  # scores that are figures already, or restate the calls
 
 
 def figures(outcomes: Sequence[Outcome], calls_allowed: int) -> dict[str, float]:
-    """Means over the episodes that say something about the policy (all of them if none does).
+    """Means over the episodes that say something about the policy; where none does there are no means.
 
     `calls_allowed` is the number of calls an episode may make (the paper's SR divides by it). `_free` and `_required`
     figures appear where such questions are among them. `tool_failure_rate` is the share of failures among the calls
     that reached a tool, lost episodes included; `failed_share` that of the lost episodes.
     """
-    columns = _columns(counted(outcomes), calls_allowed)
+    kept = counted(outcomes)
+    columns = _columns(kept, calls_allowed) if kept else {}
     found = {name: float(np.nanmean(values)) for name, values in columns.items() if not np.isnan(values).all()}
     made, failed = sum(one.calls for one in outcomes), sum(one.failed_calls for one in outcomes)
     lost = sum(one.lost for one in outcomes) / max(1, len(outcomes))
@@ -39,7 +40,7 @@ def figures_with_intervals(outcomes: Sequence[Outcome], calls_allowed: int) -> d
     """`figures`, each mean with `<name>_ci95`: [low, high], clustered by image (or place, if the source names one):
     questions about the same thing are not independent."""
     kept = counted(outcomes)
-    columns, clusters = _columns(kept, calls_allowed), [one.cluster for one in kept]
+    columns, clusters = _columns(kept, calls_allowed) if kept else {}, [one.cluster for one in kept]
     found: dict[str, Any] = {}
     for name, value in figures(outcomes, calls_allowed).items():
         found[name] = value
@@ -51,36 +52,40 @@ def figures_with_intervals(outcomes: Sequence[Outcome], calls_allowed: int) -> d
 def scorecard(outcomes: Sequence[Outcome], calls_allowed: int) -> dict[str, Any]:
     """`figures_with_intervals`, and what only an evaluation looks at: how the calls spread over the tools, further
     scores, pass@k of questions that were drawn k times, cost, tokens and seconds a question, with the median and the
-    95th percentile of the latter."""
+    95th percentile of the latter. `questions` are those with an episode that counts, `episodes` all."""
     kept = counted(outcomes)
     clusters = [one.cluster for one in kept]
-    found = figures_with_intervals(outcomes, calls_allowed)
+    found: dict[str, Any] = {"questions": len({one.id for one in kept}), "episodes": len(outcomes)}
+    found |= figures_with_intervals(outcomes, calls_allowed)
+    if not kept:
+        return found
     for name, values in _further(kept).items():
         found[name] = float(np.nanmean(values))
         interval = mean_interval if name.endswith("_per_question") else clustered_interval
         found[f"{name}_ci95"] = list(interval(values, clusters))
     found |= _drawn_again(kept)
-    seconds = [one.seconds for one in kept] or [0.0]
+    seconds = [one.seconds for one in kept]
     found["seconds_median"], found["seconds_p95"] = (float(np.quantile(seconds, q)) for q in (0.5, 0.95))
-    return {**found, "questions": len({one.id for one in outcomes}), "episodes": len(outcomes)}
+    return found
 
 
 def _drawn_again(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """pass@k where every question was drawn k times or more, k being above 1."""
+    """pass@k where questions were drawn k times, k being above 1; those that lost a draw are left out."""
     by_id: dict[str, list[Outcome]] = {}
     for one in outcomes:
         by_id.setdefault(one.id, []).append(one)
-    k = min((len(drawn) for drawn in by_id.values()), default=0)
+    k = max(len(drawn) for drawn in by_id.values())
     if k < 2:
         return {}
-    passed = [pass_at_k(sum(one.accuracy >= 0.5 for one in drawn), len(drawn), k) for drawn in by_id.values()]
-    interval = clustered_interval(np.array(passed), [drawn[0].cluster for drawn in by_id.values()])
+    whole = [drawn for drawn in by_id.values() if len(drawn) == k]
+    passed = [pass_at_k(sum(one.accuracy >= 0.5 for one in drawn), k, k) for drawn in whole]
+    interval = clustered_interval(np.array(passed), [drawn[0].cluster for drawn in whole])
     return {f"pass_at_{k}": float(np.mean(passed)), f"pass_at_{k}_ci95": list(interval)}
 
 
 def counted(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those that say something about the policy; all if none does, for then the figures say that too."""
-    return [one for one in outcomes if not one.lost] or list(outcomes)
+    """Those that say something about the policy."""
+    return [one for one in outcomes if not one.lost]
 
 
 def _columns(outcomes: Sequence[Outcome], calls_allowed: int) -> Mapping[str, NDArray[np.float64]]:

@@ -1,8 +1,9 @@
 """The paper's Table 1 with our evaluations beside the published rows: `python -m mmsr1.evaluation.table FOLDER`.
 
 Collects the `summary.json` of every evaluation below FOLDER and writes FOLDER/table1.md. A row is one policy in one
-workflow by one metric: figures by a judge and by exact match never stand in the same row, and nothing is averaged
-over fewer than the five benchmarks.
+workflow by one metric: figures by a judge and by exact match never stand in the same row, evaluations of one policy
+that differ in seed, tools, judge or the like have rows of their own, and nothing is averaged over fewer than the five
+benchmarks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from mmsr1.assembly.collected import Variant, configuration, told_apart, variant_of, without_figures
 from mmsr1.cli import CommandParser, refuse
 from mmsr1.data.card import cell
 from mmsr1.evaluation import benchmarks
@@ -145,34 +147,59 @@ def _line(texts: Sequence[str]) -> str:
 # ---- evaluations on disk
 
 
+@dataclass(frozen=True)
+class _Found:
+    """One evaluation on disk: its cells by metric, what tells it apart, and what a reader of its rows should know."""
+
+    where: str
+    workflow: str
+    benchmark: str
+    cells: Mapping[str, Cell]
+    variant: Variant
+    doubts: Sequence[str]
+
+
 def collect(folder: Path) -> tuple[list[Row], list[str]]:
     """The rows of every evaluation below the folder, and what was left out and why, one line each.
 
-    Of two evaluations of the same policy, workflow, benchmark and metric the one that was started last counts.
+    Evaluations of one policy with other settings are rows of their own, which say what differs; of two with the same
+    settings the one that was started last counts.
     """
-    cells: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(dict)
+    found: list[_Found] = []
     remarks: list[str] = []
-    files = sorted(folder.rglob("summary.json"), key=_started)
-    for file in files:
+    for file in sorted(folder.rglob("summary.json"), key=_started):
         where = file.parent.relative_to(folder).as_posix()
         try:
-            summary = json.loads(file.read_bytes())
-            if "benchmark" not in summary:
-                continue  # of a training run
-            benchmark, found = str(summary["benchmark"]), _cells(summary, _match(file.parent))
-            if not found:
-                raise ValueError("no question was answered")
-            key = str(summary["workflow"]), str(summary["policy"])
+            one = _read(file, where)
+            found += [] if one is None else [one]
         except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
-            remarks.append(f"{where}: left out, {type(error).__name__}: {str(error)[:200]}")
-            continue
-        remarks += [f"{where}: {remark}" for remark in _doubts(summary)]
-        replaced = [metric for metric in found if benchmark in cells[*key, metric]]
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            remarks.append(f"{where}: left out, {kind}{str(error)[:200]}")
+    cells: dict[tuple[str, str, str, str], dict[str, Cell]] = defaultdict(dict)
+    for one, differs in zip(found, told_apart([one.variant for one in found]), strict=True):
+        key = one.workflow, one.variant.whose, one.variant.name + differs
+        remarks += [f"{one.where}: {doubt}" for doubt in one.doubts]
+        replaced = [metric for metric in one.cells if one.benchmark in cells[*key, metric]]
         if replaced:
-            remarks.append(f"{where}: takes the place of an earlier evaluation ({', '.join(replaced)})")
-        for metric, one in found.items():
-            cells[*key, metric][benchmark] = one
-    return [Row(*key, found) for key, found in cells.items() if found], remarks
+            remarks.append(f"{one.where}: takes the place of an earlier evaluation ({', '.join(replaced)})")
+        for metric, figures in one.cells.items():
+            cells[*key, metric][one.benchmark] = figures
+    return [Row(workflow, policy, metric, those) for (workflow, _, policy, metric), those in cells.items()], remarks
+
+
+def _read(file: Path, where: str) -> _Found | None:
+    """The evaluation of this summary.json; None for a training run. Raises ValueError for one without figures, and
+    whatever a damaged file leads to."""
+    summary = json.loads(file.read_bytes())
+    if "benchmark" not in summary:
+        return None
+    config = configuration(file.parent)
+    match = _match(config)
+    workflow, benchmark, cells = str(summary["workflow"]), str(summary["benchmark"]), _cells(summary, match)
+    if not cells:
+        raise ValueError(without_figures(summary["final"]) or "no question was answered")
+    variant = variant_of(summary, config, (workflow, benchmark, match))
+    return _Found(where, workflow, benchmark, cells, variant, _doubts(summary))
 
 
 def _doubts(summary: Mapping[str, Any]) -> list[str]:
@@ -226,12 +253,9 @@ def _cells(summary: Mapping[str, Any], match: str) -> dict[str, Cell]:
     return {name: one for name, key in names.items() if (one := found(key)) is not None}
 
 
-def _match(run: Path) -> str:
+def _match(config: Mapping[str, Any]) -> str:
     """How the run compares answers as text, by its configuration."""
-    file = run / "config.yaml"
-    config = yaml.safe_load(file.read_bytes()) if file.is_file() else {}
-    rewards = config.get("rewards", {})
-    return str(rewards.get("match", "em")) + ("" if rewards.get("aliases", True) else ", no aliases")
+    return str(config.get("rewards.match", "em")) + ("" if config.get("rewards.aliases", True) else ", no aliases")
 
 
 def _started(file: Path) -> tuple[str, str]:

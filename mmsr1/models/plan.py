@@ -23,6 +23,7 @@ from rich.table import Table
 from mmsr1 import cli
 from mmsr1.cli import USER_ERRORS, explain, refuse
 from mmsr1.config import (
+    HUB_ID,
     AlgorithmConfig,
     Config,
     ConfigError,
@@ -42,7 +43,6 @@ STARTING_POLICY = Path(__file__).parent / "starting_policy"
 OVERHEAD, SLACK = 2 * GIB, 0.05
 NVLINK, INFINIBAND = 300e9, 40e9  # bytes/s, each way, of a GPU: within a machine, and one 400 Gb/s port between them
 UTILIZATION = 0.92  # vLLM's own where the configuration says nothing
-HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 
 
 def main(arguments: list[str]) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from mmsr1.data.balance.rules import ORDER
 from mmsr1.evaluation import counterfactual
 from mmsr1.evaluation.contamination import flags
-from mmsr1.evaluation.lines import BRANCHES_FILE, SPLIT
+from mmsr1.evaluation.lines import BRANCHES_FILE, SPLIT, UNREADABLE, Latest
+from mmsr1.files import scan_lines
 from mmsr1.report.film import clip, reply_of
 from mmsr1.report.outcomes import DIRECT, DIRECT_WRONG, FAILED, SEARCHED, SEARCHED_WRONG, Outcome, outcome_of
 from mmsr1.report.trajectories import NEEDS, Sample, choose_samples
@@ -100,7 +101,7 @@ def read_forced(run: Path) -> tuple[dict[str, Forced], int]:
         try:
             judged = counterfactual.judged(line, counterfactual.Price(0.0))  # prices decide the regret alone
             found[judged.id] = Forced(judged, _told(line))
-        except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
+        except (*UNREADABLE, ZeroDivisionError):
             bad += 1
     return found, bad
 
@@ -109,14 +110,13 @@ def survey(directory: RunDirectory, forced: Mapping[str, Forced], shown: int = S
     """Every answer of the evaluation counted, at most `shown` of each kind with their trajectories: those first that
     were also wrong, by the judge if there is one."""
     file = directory.path / "episodes" / f"{SPLIT}-0.jsonl"
-    entries: dict[tuple[str, int], _Entry] = {}  # of several lines of one episode the last counts
-    bad = 0
+    latest, bad = Latest[_Entry](), 0
     for number, (offset, record) in enumerate(_lines(file), 1):
         try:
-            entries[record["example_id"], record["rollout"]] = _entry(record, number, offset, forced)
-        except (KeyError, TypeError, AttributeError):
+            latest.take(record, _entry(record, number, offset, forced))
+        except UNREADABLE:
             bad += 1
-    ordered = sorted(entries.values(), key=lambda entry: entry.order)
+    ordered = sorted(latest.found.values(), key=lambda entry: entry.order)
     counts = {
         group: {outcome.key: sum(e.group == group and e.outcome == outcome for e in ordered) for outcome in BEHAVIOURS}
         for group in ("free", "required", "unknown")
@@ -127,18 +127,9 @@ def survey(directory: RunDirectory, forced: Mapping[str, Forced], shown: int = S
 
 
 def _lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """Offset and content of each line, None for one that is no JSON; what a kill left of a last one does not count."""
-    if not file.is_file():
-        return
-    offset = 0
-    with file.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                try:
-                    yield offset, json.loads(line)
-                except (ValueError, RecursionError):
-                    yield offset, None
-            offset += len(line)
+    if file.is_file():
+        with file.open("rb") as stream:
+            yield from scan_lines(stream)
 
 
 def _entry(record: Mapping[str, Any], line: int, offset: int, forced: Mapping[str, Forced]) -> _Entry:

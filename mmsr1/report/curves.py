@@ -18,28 +18,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mmsr1.report.outcomes import OKABE_ITO
+from mmsr1.report.style import STYLE
 
 Row = Mapping[str, Any]
 
 # Text and axes are drawn in a colour that nothing else has, then handed to the page as `currentColor`.
 _INK = "#010203"
 _STYLE: dict[Any, Any] = {
+    **STYLE,
     "svg.fonttype": "none",
-    "svg.hashsalt": "mmsr1",
     "font.size": 9.5,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _INK,
     "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "xtick.color": _INK,
     "ytick.color": _INK,
     "axes.grid": True,
     "grid.color": _INK,
     "grid.alpha": 0.13,
     "grid.linewidth": 0.6,
-    "legend.frameon": False,
 }
 
 

@@ -15,9 +15,9 @@ from mmsr1.report.searches import search_remarks, search_table
 # key, label, whether it is a share (printed in percent)
 FINAL = (
     ("accuracy", "accuracy", True),
-    ("score_judge", "accuracy by the judge", True),
     ("accuracy_free", "  where no search is needed", True),
     ("accuracy_required", "  where a search is needed", True),
+    ("score_judge", "accuracy by the judge", True),
     ("search_ratio", "search ratio", True),
     ("search_ratio_free", "  where no search is needed", True),
     ("search_ratio_required", "  where a search is needed", True),
@@ -31,7 +31,7 @@ FINAL = (
     ("wrong_searched", "wrong, searched", True),
     ("wrong_direct", "wrong, not searched", True),
     ("reward", "reward", False),
-    ("cost_usd_per_question", "USD a question, nothing cached", False),
+    ("cost_usd_per_question", "USD of searches a question, nothing cached", False),
     ("tokens_per_question", "tokens a question", False),
     ("seconds_median", "seconds a question, median", False),
     ("seconds_p95", "seconds a question, 95th percentile", False),
@@ -79,8 +79,17 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     found = []
     if (missing := summary["asked"] - summary["answered"]) > 0:
         found.append(f"{missing} of {summary['asked']} questions have no answer that counts; resume= asks them again")
+    final = summary["final"]
+    if final.get("episodes") and not final["questions"]:
+        found.append("no episode counts, so that nothing can be said about the policy")
+    if missing := summary.get("branches_missing"):
+        found.append(f"{missing} of {summary['asked']} questions have no forced ways that count")
+    if aside := summary.get("set_aside"):
+        why = "are damaged, or of rows that were changed since"
+        found.append(f"{aside} lines of earlier answers {why}: they are in eval.before.jsonl and count nowhere")
     if outage := summary["judge"].get("judge_outage_rate"):
-        found.append(f"the judge could not be asked about {outage:.1%} of the answers; resume= asks it again")
+        told = f"the judge could not be asked about {outage:.1%} of the answers"
+        found.append(f"{told}; its figures wait for resume=, which asks it again")
     return found
 
 

@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,10 +20,10 @@ from mmsr1.report.curves import series
 from mmsr1.report.film import Cell, Film, build_film, read_validation
 from mmsr1.report.outcomes import OKABE_ITO, Outcome
 from mmsr1.report.pictures import small_picture
+from mmsr1.report.style import STYLE
 from mmsr1.run_directory import RunDirectory
 
 _COLUMNS = 12
-_STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 _TITLES = {
     "entity": {"free": "the policy was taught these", "required": "it cannot know these", "unknown": "not labelled"},
     "question": {"free": "no search needed", "required": "search needed", "unknown": "not labelled"},
@@ -41,7 +40,7 @@ def draw_figure(run_dir: Path, out: Path) -> Path:
     if film is None:
         raise ValueError(f"{run_dir}: no episodes/val-<step>.jsonl; the figure needs at least one validation")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 5.3), facecolor="white")
         _draw_dynamics(figure.add_axes((0.045, 0.1, 0.27, 0.68)), directory)
         for x, position in ((0.345, 0), (0.675, len(film.steps) - 1)):

@@ -14,32 +14,27 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from mmsr1.assembly.collected import Variant, configuration, told_apart, variant_of, without_figures
 from mmsr1.cli import CommandParser, refuse
 from mmsr1.files import replaced
 from mmsr1.report.evaluation_page import interval_of
 from mmsr1.report.labels import place_labels
 from mmsr1.report.outcomes import OKABE_ITO
 from mmsr1.report.settings import Settings
+from mmsr1.report.style import COLOURS, STYLE
 
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.hashsalt": "mmsr1",
-}
-_COLOURS = ("blue", "vermilion", "green", "orange", "purple", "grey")
 _MARKERS = {"direct": "o", "rag": "s", "on_demand": "^"}
 _KINDS = (".png", ".svg")
 _LONGEST = 40  # characters of a policy's name; of a longer one the end tells runs apart
@@ -51,7 +46,8 @@ _COST = ("cost_usd_per_question", "USD a question, nothing cached")
 
 @dataclass(frozen=True)
 class Point:
-    """One run. `panel` is what it was asked; `costs` are its figures for the x axes, as far as they are known."""
+    """One run; `run` is its folder, below the one that was given. `panel` is what it was asked; `costs` are its figures
+    for the x axes, as far as they are known."""
 
     run: str
     panel: str
@@ -80,14 +76,21 @@ def read_points(folders: Sequence[Path], score: str = "accuracy") -> tuple[list[
 
     Raises FileNotFoundError for a folder that is not there.
     """
-    found: list[Point] = []
+    places: dict[Path, str] = {}
+    for folder in folders:
+        for run in _runs(folder):
+            inside = run.relative_to(folder) if run != folder and len(folders) == 1 else run
+            places.setdefault(run.resolve(), _plain(str(inside)))
+    found: list[tuple[Point, Variant]] = []
     remarks: list[str] = []
-    for run in dict.fromkeys(run.resolve() for folder in folders for run in _runs(folder)):
+    for run, place in places.items():
         try:
-            found.append(_point(run, json.loads((run / "summary.json").read_bytes()), score))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            remarks.append(f"{run}: left out, {' '.join(str(error).split())[:200]}")
-    return found, remarks
+            found.append(_point(run, place, json.loads((run / "summary.json").read_bytes()), score))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
+            remarks.append(f"{place}: left out, {' '.join(str(error).split())[:200]}")
+    differing = told_apart([variant for _, variant in found])
+    named = zip(found, differing, strict=True)
+    return [replace(point, policy=_plain(point.policy + differs)) for (point, _), differs in named], remarks
 
 
 def _runs(folder: Path) -> Iterator[Path]:
@@ -101,29 +104,34 @@ def _runs(folder: Path) -> Iterator[Path]:
             yield Path(path)
 
 
-def _point(run: Path, summary: Mapping[str, Any], score: str) -> Point:
-    """Raises ValueError, saying what is missing, for a run without the figures."""
+def _point(run: Path, place: str, summary: Mapping[str, Any], score: str) -> tuple[Point, Variant]:
+    """The run, called `place`, and what tells it apart from others of its name. Raises ValueError, saying what is
+    missing, for a run without the figures."""
     final = summary.get("final") or {}
     key = "accuracy" if score == "accuracy" else f"score_{score}"
     accuracy, calls = _number(final, key), _number(final, _CALLS[0])
     if accuracy is None or calls is None:
-        raise ValueError(f"summary.json has no {key if accuracy is None else _CALLS[0]} in its final figures")
+        lacking = f"summary.json has no {key if accuracy is None else _CALLS[0]} in its final figures"
+        raise ValueError(without_figures(final) or lacking)
     cost = _number(final, _COST[0])
     if "benchmark" in summary:
-        title, policy, workflow = (str(summary.get(name)) for name in ("title", "policy", "workflow"))
+        title, workflow = str(summary.get("title")), str(summary.get("workflow"))
         # Another number is another selection of the questions.
         panel = f"{title}, {final.get('questions', 'some')} questions"
+        variant = variant_of(summary, configuration(run), (panel, workflow))
     else:
-        panel, policy, workflow = _validation(run), f"{run.parent.name}/{run.name}", "on_demand"
-    return Point(
-        run=_plain(run.name),
+        panel, workflow = _validation(run), "on_demand"
+        variant = Variant(f"{run.parent.name}/{run.name}", str(run), (panel, workflow), {})
+    point = Point(
+        run=place,
         panel=_plain(panel),
-        policy=_short(_plain(policy)),
+        policy=_short(_plain(variant.name)),
         workflow=_plain(workflow),
         accuracy=accuracy,
         interval=interval_of(final, key),
         costs={_CALLS[0]: calls} | ({_COST[0]: cost} if cost is not None else {}),
     )
+    return point, variant
 
 
 def _validation(run: Path) -> str:
@@ -157,9 +165,9 @@ def draw_frontier(points: Sequence[Point], out: Path, cost: bool = False, score:
         raise ValueError("no run with figures to draw below the folders; python evaluate.py makes one")
     panels = list(dict.fromkeys(point.panel for point in points))
     policies = list(dict.fromkeys(point.policy for point in points))
-    colours = {policy: OKABE_ITO[_COLOURS[i % len(_COLOURS)]] for i, policy in enumerate(policies)}
+    colours = {policy: OKABE_ITO[COLOURS[i % len(COLOURS)]] for i, policy in enumerate(policies)}
     axes_names = (_CALLS, _COST) if cost else (_CALLS,)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(6.4 * len(axes_names), 4.6 * len(panels) + 0.4), facecolor="white", layout="constrained"
         )
@@ -219,20 +227,27 @@ def _label(
     axes: Axes, points: Sequence[Point], name: str, line: Sequence[tuple[float, float]], colours: Mapping[str, str]
 ) -> None:
     """One label a place: runs that agree in both figures share it."""
-    repeated = Counter((point.policy, point.workflow) for point in points)
     places: dict[tuple[float, float], list[Point]] = defaultdict(list)
-    for point in points:
+    called: dict[tuple[float, float], list[str]] = defaultdict(list)
+    for point, text in zip(points, _names(points, ", "), strict=True):
         places[point.costs[name], point.accuracy].append(point)
+        called[point.costs[name], point.accuracy].append(text)
     texts = []
-    for some in places.values():
-        names = [
-            f"{p.policy}, {p.workflow}" + (f", {p.run}" if repeated[p.policy, p.workflow] > 1 else "") for p in some
-        ]
+    for names in called.values():
         more = [f"and {len(names) - _TOGETHER} more"] if len(names) > _TOGETHER else []
         texts.append("\n".join(names[:_TOGETHER] + more))
     bars = [((p.costs[name], p.interval[0]), (p.costs[name], p.interval[1])) for p in points if p.interval]
     own = [colours[some[0].policy] for some in places.values()]
     place_labels(axes, list(places), texts, own, [*bars, *pairwise(line)])
+
+
+def _names(points: Sequence[Point], between: str) -> list[str]:
+    """What each is called; repeats of the same settings by their folders too."""
+    repeated = Counter((point.policy, point.workflow) for point in points)
+    return [
+        between.join([p.policy, p.workflow, *([_short(p.run)] if repeated[p.policy, p.workflow] > 1 else [])])
+        for p in points
+    ]
 
 
 def _draw_legend(figure: Figure, workflows: Iterable[str]) -> None:
@@ -266,7 +281,7 @@ def main(arguments: Sequence[str]) -> int:
     for panel in dict.fromkeys(point.panel for point in points):
         some = [point for point in points if point.panel == panel]
         best = on_frontier([point.costs[_CALLS[0]] for point in some], [point.accuracy for point in some])
-        names = [f"{point.policy} {point.workflow}" for point, reached in zip(some, best, strict=True) if reached]
+        names = [text for text, reached in zip(_names(some, " "), best, strict=True) if reached]
         sys.stderr.write(f"{panel}: {len(some)} runs, on the frontier: {'; '.join(names)}\n")
     sys.stdout.write(f"{given.out}\n")
     return 0

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Literal
 
+from mmsr1.rewards.price import calls_of
 from mmsr1.types import Episode, Example, Group, Reward
 
 Normalise = Literal["std", "none"]
@@ -42,15 +43,33 @@ def group_advantages(
     return tuple((r - mean) / scale if t else 0.0 for r, t in zip(rewards, trained, strict=True))
 
 
+def efficiency_advantages(calls: Sequence[int], right: Sequence[bool], normalise: Normalise) -> tuple[float, ...]:
+    """How much fewer calls each right answer took than the other right ones of its group; 0 for all others.
+
+    A channel of its own beside the reward, as in HDPO: wrong answers neither gain nor lose by their searches, nor do
+    they move what right ones are compared with.
+
+    >>> efficiency_advantages([0, 2, 0], [True, True, False], "none")
+    (1.0, -1.0, 0.0)
+    """
+    return group_advantages([-float(count) for count in calls], right, normalise)
+
+
 def make_group(
     example: Example,
     episodes: Sequence[Episode],
     rewards: Sequence[Reward],
     trained: Sequence[bool],
     normalise: Normalise,
+    efficiency: float = 0.0,
 ) -> Group:
-    """The rollouts of one example with their advantages. Raises ValueError for lengths that differ."""
+    """The rollouts of one example with their advantages, to which `efficiency` times those of `efficiency_advantages`
+    are added. Raises ValueError for lengths that differ."""
     if len(episodes) != len(rewards):
         raise ValueError(f"rewards: {len(rewards)} received for {len(episodes)} episodes; give one for each")
     advantages = group_advantages([reward.total for reward in rewards], trained, normalise)
+    if efficiency:
+        right = [t and reward.parts["accuracy"] >= 0.5 for reward, t in zip(rewards, trained, strict=True)]
+        fewer = efficiency_advantages([calls_of(episode) for episode in episodes], right, normalise)
+        advantages = tuple(a + efficiency * b for a, b in zip(advantages, fewer, strict=True))
     return Group(example, tuple(episodes), tuple(rewards), advantages, tuple(trained))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -37,6 +38,24 @@ def substring_match(prediction: str, truths: Sequence[str]) -> bool:
     A truth that normalises to nothing must equal the prediction: searching it for "A" or "+" would match at random.
     """
     return any(_equal(prediction, truth) or _within(prediction, truth) for truth in truths)
+
+
+def grade(prediction: str, truths: Sequence[str]) -> float:
+    """As a lenient judge would: 1 for an exact match, half the words' F1 otherwise (0 to 1/2), the best of the truths.
+
+    >>> grade("the river Thames", ["Thames"])
+    0.25
+    """
+    if exact_match(prediction, truths):
+        return 1.0
+    said = normalise(prediction).split()
+    return max((token_f1(said, normalise(truth).split()) for truth in truths), default=0.0) / 2
+
+
+def token_f1(said: Sequence[str], truth: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of the words, each counted as often as it stands there."""
+    common = (Counter(said) & Counter(truth)).total()
+    return 2 * common / (len(said) + len(truth)) if common else 0.0
 
 
 def _equal(prediction: str, truth: str) -> bool:

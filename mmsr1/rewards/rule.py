@@ -6,16 +6,21 @@ because those import torch and re-scoring recorded traces has to start at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mmsr1.rewards.answer import exact_match, substring_match
+from mmsr1.rewards.answer import exact_match, grade, substring_match
 from mmsr1.rewards.format import format_score
 from mmsr1.rollout.protocol import Answer, parse_turn, searches
 
-Match = Literal["em", "subem"]
+Match = Literal["em", "subem", "graded"]
 PenaltyMode = Literal["per_question", "per_call"]
+_MATCHES: Mapping[Match, Callable[[str, Sequence[str]], float]] = {
+    "em": exact_match,
+    "subem": substring_match,
+    "graded": grade,
+}
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,10 @@ class RewardSpec:
     """The constants of the reward; the defaults are the paper's.
 
     `format_weight` is a, the share of the format; `search_penalty` is what a correct answer loses for searching, once
-    (`per_question`) or for each call (`per_call`: (1 - penalty) ^ calls). `match` is exact or whole-word substring,
-    `aliases` says whether they count as truths. Over the first `penalty_warmup_steps` the penalty grows from 0.
-    `crops`: an image search may name a part of the image (`Limits.crops`); without, such a call is malformed.
+    (`per_question`) or for each call (`per_call`: (1 - penalty) ^ calls). `match` is exact, whole-word substring, or
+    `graded`, where a partly right answer counts in part (see `mmsr1.rewards.answer.grade`); `aliases` says whether they
+    count as truths. Over the first `penalty_warmup_steps` the penalty grows from 0. `crops`: an image search may name a
+    part of the image (`Limits.crops`); without, such a call is malformed.
     Raises ValueError for a value out of range.
     """
 
@@ -74,9 +80,8 @@ def apply_rule(
     """
     said = final_answer(turns)
     calls = len(searches(turns, spec.crops))
-    matches = exact_match if spec.match == "em" else substring_match
     accepted = (answer, *aliases) if spec.aliases else (answer,)
-    accuracy = float(said is not None and matches(said, accepted))
+    accuracy = 0.0 if said is None else float(_MATCHES[spec.match](said, accepted))
     well_formed = format_score(turns, spec.crops)
     penalty = penalty_factor(calls, spec, step) if accuracy else 1.0
     parts = {

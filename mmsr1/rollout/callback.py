@@ -20,6 +20,7 @@ from mmsr1.models import checkpoint
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.ranks import Ranks
 from mmsr1.rewards.advantage import Normalise, make_group
+from mmsr1.rewards.price import PriceSpec, SearchPrice, charged
 from mmsr1.rewards.reward import RewardSpec, score
 from mmsr1.rollout.engines.base import Sampling
 from mmsr1.rollout.record import RunRecord, ToolRows, refusal, tool_failure
@@ -51,7 +52,8 @@ class RolloutPlan:
     """How episodes are drawn and judged. `supply` None leaves only validation and sync (supervised training).
 
     With `overlap` the rollouts of a step begin before the one before it trains. With `sleep` the engine gives its
-    memory to the trainer after the rollouts of a step.
+    memory to the trainer after the rollouts of a step. `price` is what calls cost in training beside the reward, none
+    without; `efficiency` weighs the advantages of fewer calls (see `mmsr1.rewards.advantage.make_group`).
     """
 
     sampling: Sampling
@@ -60,6 +62,8 @@ class RolloutPlan:
     supply: SupplySpec | None
     overlap: bool = False
     sleep: bool = False
+    price: PriceSpec | None = None
+    efficiency: float = 0.0
 
 
 class RolloutCallback(Callback):
@@ -90,11 +94,13 @@ class RolloutCallback(Callback):
         self.prompts, self.validation = prompts, validation
         self.plan, self.schedule = plan, schedule
         self.supply: GroupSupply | None = None
+        self.price = None if plan.price is None else SearchPrice(plan.price)
         self.record, self.tool_rows, self.spent, self.resume = record, tool_rows, spent, resume
         self.weights: dict[str, Tensor] = {}
         self._seconds: dict[str, float] = {}
         self._step_start = self._train_start = 0.0
         self._groups: tuple[Group, ...] = ()
+        self._price_paid: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not earlier: an engine inside this process joins the process group, which Lightning has to make.
@@ -122,6 +128,8 @@ class RolloutCallback(Callback):
             self._mind_budget(trainer, 0)
             return
         state = module.restore(self.resume)
+        if self.plan.price is not None:
+            self.price = SearchPrice(self.plan.price, **state.get("price", {}))
         self.record.take_up(state["step"], state["record"])
         self._sync(module, version=state["step"])
         self.supply = self._make_supply(state["step"], checkpoint.read_streams(self.resume))
@@ -133,7 +141,7 @@ class RolloutCallback(Callback):
         return GroupSupply(
             self.worker,
             self.prompts,
-            self._group,
+            self._priced_group,
             plan.sampling,
             plan.supply,
             self.ranks,
@@ -193,7 +201,7 @@ class RolloutCallback(Callback):
         return True
 
     def _log_step(self, module: Any, step: int, seconds: Mapping[str, float]) -> None:
-        figures = {**module.figures, **seconds}
+        figures = {**module.figures, **seconds, **self._price_paid}
         if self.buffer is not None:  # calls and hits: what a second run over the same cache may change
             counted = self.record.count_calls(self.tool_rows(self.worker.tools))
             figures |= {f"cache_{name}": value for name, value in counted.items()}
@@ -206,6 +214,9 @@ class RolloutCallback(Callback):
         self.record.progress.begin("train rollouts", supply.expected)
         groups, self._seconds["seconds_rollout"] = supply.finish(step, version=step)
         self._seconds["seconds_waited"] = time.perf_counter() - start
+        if self.price is not None:  # before the next step's rollouts begin
+            self._price_paid = {"search_price": self.price.value}
+            self.price.heed(groups)
         return self._checked(groups, "train", step + 1)
 
     def _probes(self, step: int) -> tuple[Episode, ...]:
@@ -249,11 +260,17 @@ class RolloutCallback(Callback):
         self.record.heed(split, step, groups, [] if ends else told)
         return tuple(groups)
 
-    def _group(self, example: Example, episodes: Sequence[Episode], penalty_step: int) -> Group:
+    def _group(self, example: Example, episodes: Sequence[Episode], penalty_step: int, price: float = 0.0) -> Group:
         """Judge the rollouts of an example and set them against each other."""
         rewards = [score(example, episode, self.plan.rewards, penalty_step) for episode in episodes]
+        if price:
+            rewards = [charged(reward, one, price) for reward, one in zip(rewards, episodes, strict=True)]
         trained = [self._counts(episode) for episode in episodes]
-        return make_group(example, episodes, rewards, trained, self.plan.normalise)
+        return make_group(example, episodes, rewards, trained, self.plan.normalise, self.plan.efficiency)
+
+    def _priced_group(self, example: Example, episodes: Sequence[Episode], step: int) -> Group:
+        """For training; validation charges nothing, so that its rewards can be compared."""
+        return self._group(example, episodes, step, 0.0 if self.price is None else self.price.value)
 
     def _counts(self, episode: Episode) -> bool:
         """Whether the policy may learn from an episode: not where something failed it, or where the run ends for want
@@ -286,6 +303,9 @@ class RolloutCallback(Callback):
         if improved or stops or step % self.schedule.checkpoint_every == 0 or step == self.schedule.steps:
             folder = self.record.run.path / "checkpoints"
             under_way = self.supply.state() if self.supply is not None else b""
-            module.write_checkpoint(folder, step, {"reward": reward, "record": self.record.state()}, under_way)
+            state = {"reward": reward, "record": self.record.state()}
+            if self.price is not None:
+                state["price"] = self.price.state()
+            module.write_checkpoint(folder, step, state, under_way)
             if self.ranks.rank == 0:
                 checkpoint.prune(folder, self.schedule.keep_last)

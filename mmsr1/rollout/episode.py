@@ -13,7 +13,16 @@ from typing import Any, Literal, TypeVar
 
 from mmsr1.rollout.crop import crop
 from mmsr1.rollout.engines.base import Engine, Sampling
-from mmsr1.rollout.protocol import ActionName, Answer, ImageSearch, Malformed, TextSearch, parse_turn
+from mmsr1.rollout.protocol import (
+    Action,
+    ActionName,
+    Answer,
+    ImageSearch,
+    Malformed,
+    TextSearch,
+    action_name,
+    parse_turn,
+)
 from mmsr1.rollout.renderer import Renderer
 from mmsr1.rollout.turn import Clock, Turn, take_turn
 from mmsr1.tools.base import Tool
@@ -91,7 +100,7 @@ async def run_episode(
             break
         if turn.segments:  # none if the conversation leaves no room for a turn
             turns.append(turn.text)
-        action = parse_turn(turn.text, limits.crops)
+        action = _held_to(parse_turn(turn.text, limits.crops), forced)
         if isinstance(action, Answer):
             stop = "answered"
             break
@@ -120,6 +129,14 @@ async def run_episode(
     return Episode(
         example.id, rollout, tuple(talk), tuple(turns), tuple(calls), stop, versions[0] if versions else 0, clock.read()
     )
+
+
+def _held_to(action: Action, forced: ActionName | None) -> Action:
+    """An action of another kind than the forced one, written behind its opening, is none."""
+    tool = action.tool if isinstance(action, Malformed) else None
+    if forced is None or (action_name(action) in (forced, "malformed") and tool in (None, forced)):
+        return action
+    return Malformed(f"the turn has to be {forced}", None if forced == "answer" else forced)
 
 
 async def _call(

@@ -135,6 +135,21 @@ def test_runs_without_a_common_question_are_refused():
 # ---- folders
 
 
+@pytest.mark.parametrize(
+    ("lost_a", "lost_b", "told"),
+    [
+        ((), (0, 1), "every episode of B was lost to tools or engine; .*resume=B$"),
+        ((0, 1), (), "every episode of A was lost to tools or engine; .*resume=A$"),
+        ((0, 1), (0, 1), "every episode of A and B was lost"),
+        ((0,), (1,), "every episode of A .1 questions. or of B .1. was lost .*resume=A, resume=B$"),
+    ],
+)
+def test_a_side_that_lost_every_episode_is_named(lost_a: tuple[int, ...], lost_b: tuple[int, ...], told: str):
+    a, b = ([one(f"q{i}", 1, lost=i in lost) for i in range(2)] for lost in (lost_a, lost_b))
+    with pytest.raises(ValueError, match=told):
+        compare(a, b)
+
+
 def record(id: str, answer: str, *calls: dict, question: str = "where?", rollout: int = 0) -> dict:
     right = float(answer == "Kent")
     return {

@@ -18,9 +18,11 @@ from mmsr1.config import ConfigError
 from mmsr1.config.evaluate import EvaluateConfig, register
 from mmsr1.data.emblem.store import EmblemStore
 from mmsr1.data.formats import load_examples
+from mmsr1.evaluation.compare import read_run
 from mmsr1.evaluation.lines import Lines
 from mmsr1.evaluation.outcome import outcome_of
 from mmsr1.run_directory import RunDirectory
+from tests.evaluation.benchmarks.published_files import fvqa_row, parquet
 
 INFOSEEK = Path(__file__).parents[3] / "shared" / "data" / "infoseek_mini.parquet"
 
@@ -41,6 +43,12 @@ def settings(store: EmblemStore, *more: str) -> list[str]:
 def evaluated(folder: Path, *overrides: str) -> dict[str, Any]:
     main(composed(folder, *overrides), folder / "run")
     return RunDirectory(folder / "run").read_summary()
+
+
+def kept(folder: Path) -> Lines:
+    """The lines of the run, as an evaluation that goes on with it reads them."""
+    run = RunDirectory(folder / "run")
+    return Lines(run, {record["example_id"]: record["content"] for record in run.read_episodes("eval", 0)})
 
 
 def test_the_policy_chooses_and_every_episode_is_on_disk(store: EmblemStore, tmp_path: Path) -> None:
@@ -77,12 +85,12 @@ def test_a_killed_evaluation_goes_on_where_it_was(store: EmblemStore, tmp_path: 
     file = tmp_path / "run" / "episodes" / "eval-0.jsonl"
     whole = file.read_bytes().splitlines(keepends=True)
     lost = json.loads(whole[2]) | {"trained": False}
-    kept = [*whole[:2], json.dumps(lost).encode() + b"\n", whole[3]]
-    file.write_bytes(b"".join(kept) + whole[4][:50])
+    left = [*whole[:2], json.dumps(lost).encode() + b"\n", whole[3]]
+    file.write_bytes(b"".join(left) + whole[4][:50])
     config = composed(tmp_path, *settings(store, "limit=8", "rollout.temperature=0", f"resume={tmp_path / 'run'}"))
     main(config, tmp_path / "run")
-    assert file.read_bytes().startswith(b"".join(kept))
-    again = {record["example_id"]: record["turns"] for record in Lines(RunDirectory(tmp_path / "run"))}
+    assert file.read_bytes().startswith(b"".join(left))
+    again = {record["example_id"]: record["turns"] for record in kept(tmp_path)}
     assert again == {record["example_id"]: record["turns"] for record in map(json.loads, whole)}
     told = RunDirectory(tmp_path / "run").read_summary()
     assert told["answered"] == 8 and told["final"]["failed_share"] == 0.0
@@ -109,7 +117,7 @@ def test_another_question_is_not_gone_on_with(store: EmblemStore, tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["policy=nowhere/at/all/of/it"], "model.path"),
+        (["policy=nowhere/at/all/of/it"], "policy=nowhere/at/all/of/it: holds no policy"),
         (["policy=tests"], "policy=tests: holds no policy"),
         (["policy=start", "rollout=openai", "rollout.api.url=http://x"], "goes with rollout=openai"),
         (["benchmark=infoseek"], "benchmark.path=None: give"),
@@ -199,6 +207,7 @@ def test_a_judge_that_was_away_is_asked_again_and_nothing_counts_as_wrong(httpse
     asked += ["repeats=2", "rollout.temperature=1.0"]
     told = evaluated(tmp_path, *asked)
     assert told["judge"]["judge_outage_rate"] == 1.0 and "score_judge" not in told["final"]
+    assert "judge_accuracy" not in told["judge"]
     vlm.away, before = False, vlm.asked
     main(composed(tmp_path, *asked, f"resume={tmp_path / 'run'}"), tmp_path / "run")
     told = RunDirectory(tmp_path / "run").read_summary()
@@ -209,13 +218,81 @@ def test_a_judge_that_was_away_is_asked_again_and_nothing_counts_as_wrong(httpse
 
 def test_a_lost_episode_takes_no_place_of_one_that_says_something(store: EmblemStore, tmp_path: Path) -> None:
     evaluated(tmp_path, *settings(store, "limit=2"))
-    run = RunDirectory(tmp_path / "run")
-    lines = Lines(run)
+    lines = kept(tmp_path)
     (first, _), before = list(lines), dict(lines.outcomes)
     lost = first | {"trained": False}
     lines.add(lost, outcome_of(lost), ())
-    assert lines.outcomes == before == Lines(run).outcomes
-    assert [line["trained"] for line in Lines(run)] == [True, True]
+    assert lines.outcomes == before == kept(tmp_path).outcomes
+    assert [line["trained"] for line in kept(tmp_path)] == [True, True]
+
+
+def test_a_damaged_line_is_told_and_its_question_asked_again(store: EmblemStore, tmp_path: Path, capsys: Any) -> None:
+    evaluated(tmp_path, *settings(store, "limit=3", "rollout.temperature=0"))
+    file = tmp_path / "run" / "episodes" / "eval-0.jsonl"
+    whole = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(whole[0] + whole[1][:40] + b"\n" + b"[1]\n" + whole[2])
+    resume = f"resume={tmp_path / 'run'}"
+    main(composed(tmp_path, *settings(store, "limit=3", "rollout.temperature=0", resume)), tmp_path / "run")
+    told = RunDirectory(tmp_path / "run").read_summary()
+    assert (told["answered"], told["set_aside"], told["final"]["episodes"]) == (3, 2, 3)
+    assert json.loads(file.read_bytes().splitlines()[-1])["turns"] == json.loads(whole[1])["turns"]
+    assert "2 lines of earlier answers are damaged" in capsys.readouterr().err
+    assert (tmp_path / "run" / "eval.before.jsonl").read_bytes() == whole[1][:40] + b"\n" + b"[1]\n"
+
+
+def test_of_several_draws_only_the_lost_one_is_asked_again(store: EmblemStore, tmp_path: Path) -> None:
+    asked = settings(store, "limit=2", "repeats=3", "rollout.temperature=1.0")
+    before = evaluated(tmp_path, *asked)
+    file = tmp_path / "run" / "episodes" / "eval-0.jsonl"
+    whole = [json.loads(line) for line in file.read_bytes().splitlines()]
+    gone = next(number for number, line in enumerate(whole) if line["rollout"] == 1)
+    rows = [line | {"trained": number != gone} for number, line in enumerate(whole)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(composed(tmp_path, *asked, f"resume={tmp_path / 'run'}"), tmp_path / "run")
+    lines, told = file.read_bytes().splitlines(), RunDirectory(tmp_path / "run").read_summary()
+    assert len(lines) == 7 and (again := json.loads(lines[-1]))["rollout"] == 1
+    assert again["example_id"] == whole[gone]["example_id"] and told["final"]["pass_at_3"] is not None
+    assert told["seconds_answering"] > before["seconds_answering"], "that of both processes"
+    calls = [
+        sum(row["calls"] for name, row in one["tools"].items() if name.endswith("_search")) for one in (before, told)
+    ]
+    assert calls[1] - calls[0] == len([call for call in again["calls"] if call["status"] != "malformed_call"])
+
+
+def test_an_answer_to_a_row_that_was_changed_since_does_not_count(httpserver: Any, tmp_path: Path) -> None:
+    file, vlm = tmp_path / "fvqa_test.parquet", Vlm(httpserver)
+    asked = api(vlm, "benchmark=fvqa_test", f"benchmark.path={file}", "counterfactual=1")
+    asked += [f"benchmark.lock={tmp_path}/locks"]
+    parquet(file, [fvqa_row(data_id="a"), fvqa_row(data_id="b"), fvqa_row(data_id="c")])
+    before = evaluated(tmp_path, *asked)
+    assert before["answered"] == 3 and before["branches_missing"] == 0
+    changed = fvqa_row(data_id="b", prompt=[{"role": "user", "content": "<image>Which tower is this?"}])
+    parquet(file, [fvqa_row(data_id="a"), changed])
+    main(composed(tmp_path, *asked, f"resume={tmp_path / 'run'}"), tmp_path / "run")
+    told = RunDirectory(tmp_path / "run").read_summary()
+    assert (told["asked"], told["answered"], told["final"]["episodes"]) == (2, 2, 2)
+    assert told["counterfactual"]["questions"] == 2 and told["branches_missing"] == 0
+    lines = RunDirectory(tmp_path / "run").read_episodes("eval", 0)
+    assert [line["example_id"] for line in lines][1:] == ["b"] and "Which tower" in lines[1]["question"]
+    assert len(read_run(tmp_path / "run").outcomes) == 2, "compare and the report see what counts"
+    assert told["set_aside"] == 4, "two answers and two lines of forced ways"
+    (tmp_path / "run" / "counterfactual.jsonl").write_text("{}\n[\n")
+    main(composed(tmp_path, *asked, f"resume={tmp_path / 'run'}"), tmp_path / "run")
+    assert RunDirectory(tmp_path / "run").read_summary()["counterfactual"]["questions"] == 2
+
+
+def test_an_outage_leaves_no_figure_rather_than_a_zero(httpserver: Any, tmp_path: Path, capsys: Any) -> None:
+    httpserver.expect_request("/v1/chat/completions").respond_with_data("busy", 503)
+    file = parquet(tmp_path / "fvqa_test.parquet", [fvqa_row()])
+    url = [f"rollout.api.url={httpserver.url_for('')}", "rollout.api.options.model=m", "rollout.api.attempts=1"]
+    with pytest.raises(SystemExit, match="1"):
+        evaluated(tmp_path, "policy=openai", *url, "benchmark=fvqa_test", f"benchmark.path={file}")
+    run = RunDirectory(tmp_path / "run")
+    assert run.read_run()["status"] == "failed" and "openai_chat failed 1 times" in run.read_run()["reason"]
+    told = run.read_summary()
+    assert told["final"] == {"questions": 0, "episodes": 1, "tool_failure_rate": 0.0, "failed_share": 1.0}
+    assert "no episode counts" in capsys.readouterr().err
+    assert "no episode counts" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_several_evaluations_make_a_table(store: EmblemStore, tmp_path: Path, capsys: Any) -> None:

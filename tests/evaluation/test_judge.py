@@ -216,13 +216,16 @@ def test_a_judge_that_makes_no_sense_is_refused(options: Any, named: str) -> Non
 
 
 def test_neither_an_outage_nor_an_unreadable_reply_is_a_wrong_answer() -> None:
-    statuses: Any = ["correct"] * 3 + ["incorrect"] * 2 + ["not_attempted"] + ["unparsed"] * 3 + ["outage"]
-    assert judged([Verdict(status) for status in statuses]) == {
+    statuses: Any = ["correct"] * 3 + ["incorrect"] * 2 + ["not_attempted"] + ["unparsed"] * 4
+    found = [Verdict(status) for status in statuses]
+    assert judged(found) == {
         "judge_accuracy": 0.5,
         "judge_not_attempted_rate": 1 / 6,
-        "judge_unparsed_rate": 0.3,
-        "judge_outage_rate": 0.1,
+        "judge_unparsed_rate": 0.4,
+        "judge_outage_rate": 0.0,
     }
+    # What the judge was not needed for is right: without the others the share would be too high.
+    assert judged([*found[:-1], Verdict("outage")]) == {"judge_unparsed_rate": 0.3, "judge_outage_rate": 0.1}
     assert judged([Verdict("outage")]) == {"judge_unparsed_rate": 0.0, "judge_outage_rate": 1.0}
     assert judged([]) == {}
 

@@ -146,7 +146,8 @@ def test_questions_that_are_drawn_again_have_a_pass_at_k():
     drawn = [outcome("free", right, id=id) for id, right in (("a", True), ("a", False), ("b", False), ("b", False))]
     found = scorecard(drawn, 2)
     assert found["pass_at_2"] == 0.5 and found["accuracy"] == 0.25 and len(found["pass_at_2_ci95"]) == 2
-    assert "pass_at_2" not in scorecard([*drawn, outcome("free", True, id="c")], 2)
+    assert scorecard([*drawn, outcome("free", True, id="c")], 2)["pass_at_2"] == 0.5, "one draw of c was lost"
+    assert "pass_at_1" not in scorecard(drawn[::2], 2)
 
 
 def test_lost_episodes_say_nothing_about_the_policy_and_are_counted():
@@ -154,7 +155,9 @@ def test_lost_episodes_say_nothing_about_the_policy_and_are_counted():
     found = figures([outcome("free", True), lost], 2)
     assert (found["accuracy"], found["search_ratio"], found["failed_share"]) == (1.0, 0.0, 0.5)
     assert found["tool_failure_rate"] == 1.0
-    assert figures([lost], 2)["failed_share"] == 1.0
+    assert figures([lost], 2) == {"tool_failure_rate": 1.0, "failed_share": 1.0}, "no figure, rather than a zero"
+    told = scorecard([lost, lost], 2)
+    assert told == figures([lost, lost], 2) | {"questions": 0, "episodes": 2}
 
 
 def test_the_evaluation_adds_tools_scores_cost_and_time():

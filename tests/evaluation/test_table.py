@@ -115,6 +115,103 @@ def test_the_last_evaluation_counts_and_others_are_told(tmp_path: Path):
     assert remarks == ["a: takes the place of an earlier evaluation (em)"]
 
 
+def settings(seed: int = 0, **others: Any) -> str:
+    told = {"seed": seed, "limit": 0, "policy": "p", "rollout": {"temperature": 0.0}, "tools": {"text_index": None}}
+    return json.dumps(told | others)
+
+
+def named(folder: Path, metric: str = "em") -> dict[str, dict[str, float]]:
+    """Accuracy by what the policy is called and benchmark."""
+    rows, _ = collect(folder)
+    return {row.policy: {name: one.accuracy for name, one in row.cells.items()} for row in rows if row.metric == metric}
+
+
+def test_other_settings_make_another_row_that_says_what_differs(tmp_path: Path):
+    figures = iter({"accuracy": value} for value in (0.1, 0.2, 0.3, 0.4, 0.5))
+    evaluation(tmp_path / "a", config=settings(0), final=next(figures))
+    evaluation(tmp_path / "b", config=settings(1), final=next(figures))
+    evaluation(tmp_path / "c", config=settings(1, limit=40), final=next(figures))
+    # One that nothing collides with joins the row of its settings.
+    evaluation(tmp_path / "d", config=settings(1), benchmark="mmsearch", final=next(figures))
+    # Another workflow is another row already.
+    evaluation(tmp_path / "e", config=settings(1), workflow="direct", policy="q", final=next(figures))
+    _, remarks = collect(tmp_path)
+    assert remarks == []
+    assert named(tmp_path) == {
+        "p (limit=0, seed=0)": {"infoseek": 0.1},
+        "p (limit=0, seed=1)": {"infoseek": 0.2, "mmsearch": 0.4},
+        "p (limit=40, seed=1)": {"infoseek": 0.3},
+        "q": {"infoseek": 0.5},
+    }
+
+
+def test_other_questions_under_the_same_settings_make_another_row(tmp_path: Path):
+    """The file of a benchmark was another one, or its rows were changed."""
+    for name, asked, right in (("a", "1a", 0.1), ("b", "2b", 0.2)):
+        evaluation(tmp_path / name, config=settings(0), questions=asked, final={"accuracy": right})
+    evaluation(tmp_path / "c", config=settings(0), benchmark="mmsearch", questions="3c", final={"accuracy": 0.3})
+    said = named(tmp_path)
+    assert said["p (questions.infoseek=1a)"] == {"infoseek": 0.1}
+    assert said["p (questions.infoseek=2b)"] == {"infoseek": 0.2}
+    assert said["p"] == {"mmsearch": 0.3} and collect(tmp_path)[1] == []
+
+
+def test_only_a_repeat_of_the_same_settings_takes_the_place_of_another(tmp_path: Path):
+    """Where a run lies, and how fast or through what address it is answered, makes no other evaluation."""
+    reached = {"api": {"url": "http://b", "options": {"model": "m"}}, "temperature": 0.0, "vllm": {"max_num_seqs": 8}}
+    evaluation(
+        tmp_path / "a", "2026-01-01", settings(rollout={**reached, "api": {**reached["api"], "url": "http://a"}})
+    )
+    repeat = settings(rollout=reached, trainer={"threads": 2}, concurrent=8)
+    evaluation(tmp_path / "b", "2026-01-02", repeat, final={"accuracy": 0.9})
+    assert named(tmp_path) == {"p": {"infoseek": 0.9}}
+    assert collect(tmp_path)[1] == ["b: takes the place of an earlier evaluation (em)"]
+
+
+def test_settings_that_nobody_thinks_of_are_named_only_to_tell_two_apart(tmp_path: Path):
+    evaluation(tmp_path / "a", config=settings(0, rollout={"turns": 2, "turn_tokens": 8}))
+    evaluation(tmp_path / "b", config=settings(1, rollout={"turns": 3, "turn_tokens": 9}))
+    assert named(tmp_path).keys() == {"p (seed=0)", "p (seed=1)"}
+    evaluation(tmp_path / "c", config=settings(1, rollout={"turns": 4, "turn_tokens": 10}))
+    assert named(tmp_path).keys() == {f"p (seed={s}, rollout.turn_tokens={n})" for s, n in ((0, 8), (1, 9), (1, 10))}
+
+
+def test_judges_are_told_apart_by_model_and_prompt(tmp_path: Path):
+    for name, model, prompt in (("a", "m", "0123456789abcdef"), ("b", "m", "fedcba9876543210")):
+        final = {"accuracy": 0.4, "score_judge": 0.7}
+        evaluation(tmp_path / name, config=settings(), final=final, judge={"model": model, "prompt_hash": prompt})
+    assert named(tmp_path, "judge").keys() == {"p (judge.prompt=0123456789ab)", "p (judge.prompt=fedcba987654)"}
+    evaluation(tmp_path / "c", config=settings(), final={"accuracy": 0.4})
+    assert "p (judge.model=none)" in named(tmp_path)
+
+
+def test_two_policies_of_one_name_never_share_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where nothing collides; the same one stays one, however its path is written."""
+    monkeypatch.chdir(tmp_path)
+    for parent in ("one", "two"):
+        (tmp_path / parent / "x" / "run1").mkdir(parents=True)
+    spelt = {"a": "one/x/run1", "b": "./one/x/run1/", "c": str(tmp_path / "one/x/run1"), "d": "two/x/run1"}
+    for (run, path), benchmark in zip(spelt.items(), ("infoseek", "mmsearch", "livevqa", "fvqa_test"), strict=True):
+        evaluation(tmp_path / "runs" / run, config=settings(policy=path), policy="x/run1", benchmark=benchmark)
+    found = named(tmp_path / "runs")
+    assert {name: set(cells) for name, cells in found.items()} == {
+        "x/run1 (policy=one/x/run1)": {"infoseek", "mmsearch", "livevqa"},
+        "x/run1 (policy=two/x/run1)": {"fvqa_test"},
+    }
+
+
+def test_the_starting_policy_is_the_one_of_its_model(tmp_path: Path):
+    for name, path in (("a", "models/small"), ("b", "models/large")):
+        evaluation(tmp_path / name, config=settings(policy="start", model={"path": path}), policy="start")
+    assert named(tmp_path).keys() == {"start (policy=small)", "start (policy=large)"}
+
+
+def test_an_evaluation_whose_episodes_were_all_lost_is_a_remark(tmp_path: Path):
+    evaluation(tmp_path / "gone", final={"questions": 0, "episodes": 9, "failed_share": 1.0})
+    rows, (remark,) = collect(tmp_path)
+    assert rows == [] and remark.startswith("gone: left out, no episode that counts")
+
+
 def test_what_cannot_be_used_is_told_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     evaluation(tmp_path / "good", answered=90)
     (evaluation(tmp_path / "damaged") / "summary.json").write_text('{"benchmark":')

@@ -63,8 +63,47 @@ def test_runs_are_found_once_and_what_is_left_out_is_told(folder: Path) -> None:
         (asked, "final", "direct"): (0.45, 0.0),
         ("Validation of training: emblem", "grpo/run-1", "on_demand"): (0.9, 0.5),
     }
-    assert [line.partition(":")[0].rpartition("/")[2] for line in remarks] == ["damaged", "never-validated"]
+    assert [line.partition(":")[0] for line in remarks] == [f"{folder}/damaged", f"{folder}/never-validated"]
     assert "no accuracy in its final figures" in remarks[1]
+
+
+def test_runs_are_named_within_the_folder_that_was_given(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert [line.partition(":")[0] for line in read_points([Path("runs")])[1]] == ["damaged", "never-validated"]
+    several = read_points([Path("runs/a"), Path("runs")])
+    assert [line.partition(":")[0] for line in several[1]] == ["runs/damaged", "runs/never-validated"]
+    assert several[0][0].run == "runs/a"
+    evaluation(folder / "deep" / "again", "final", "on_demand", 0.7, 0.75)
+    assert main(["x.png", "runs"]) == 0
+    said = capsys.readouterr().err
+    assert "start direct; final on_demand deep/again; final on_demand deep/c\n" in said
+    assert str(folder) not in said
+
+
+def test_settings_that_differ_are_told(tmp_path: Path) -> None:
+    long = "a/" + "long-name-" * 5
+    for seed in (0, 1):
+        run = evaluation(tmp_path / f"run{seed}", long, "rag", 0.5, 1.0)
+        (run / "config.yaml").write_text(f"policy: x\nseed: {seed}\ntrainer: {{threads: {seed}}}\n")
+    policies = [point.policy for point in read_points([tmp_path])[0]]
+    assert [policy.partition(" ")[2] for policy in policies] == ["(seed=0)", "(seed=1)"]
+    assert policies[0].startswith("...") and len({policy.partition(" ")[0] for policy in policies}) == 1
+
+
+def test_training_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for parent in ("one", "two"):
+        write(tmp_path / parent / "grpo" / "run-1", {"accuracy": 0.9, "calls_per_question": 0.5})
+    policies = [point.policy for point in read_points([tmp_path])[0]]
+    assert policies == [f"grpo/run-1 (policy={parent}/grpo/run-1)" for parent in ("one", "two")]
+
+
+def test_a_run_that_lost_every_episode_is_a_remark(tmp_path: Path) -> None:
+    about = {"benchmark": "fvqa_test", "title": "FVQA-test", "policy": "p", "workflow": "rag"}
+    write(tmp_path / "gone", {"failed_share": 1.0, "questions": 0, "episodes": 9}, **about)
+    points, (remark,) = read_points([tmp_path])
+    assert points == [] and remark.startswith("gone: left out, no episode that counts")
 
 
 def test_another_score_is_read_by_its_name(folder: Path) -> None:

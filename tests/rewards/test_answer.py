@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsr1.rewards.answer import exact_match, normalise, substring_match
+from mmsr1.rewards.answer import exact_match, grade, normalise, substring_match
 
 MARK = "\u200f"  # right-to-left mark: invisible, common in Wikidata aliases
 texts = st.text(alphabet=st.sampled_from("aAbB theTHE.,!?\u2019\u2014+$ \u00e9e\u0301\u200f7"), max_size=12)
@@ -103,3 +103,18 @@ def test_any_visible_text_matches_itself(text: str) -> None:
 )
 def test_substring_match(prediction: str, truths: tuple[str, ...], expected: bool) -> None:
     assert substring_match(prediction, truths) is expected
+
+
+@pytest.mark.parametrize(
+    ("said", "truths", "worth"),
+    [
+        ("the Thames", ["Thames"], 1.0),
+        ("river Thames", ["Thames"], 0.5 * 2 / 3),  # 1 word in common of 2 and 1
+        ("Rhine", ["Thames"], 0.0),
+        ("", ["Thames"], 0.0),
+        ("Mr John Kent", ["John Kent", "Sir John Kent of Dulmen"], 0.5 * 4 / 5),  # the better of the truths
+        ("Thames", [], 0.0),
+    ],
+)
+def test_a_lenient_judge_grades_the_words_in_common(said: str, truths: list[str], worth: float) -> None:
+    assert grade(said, truths) == pytest.approx(worth)

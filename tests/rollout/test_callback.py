@@ -15,6 +15,7 @@ from mmsr1.evaluation.outcome import outcomes_of
 from mmsr1.models import checkpoint
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.ranks import Ranks
+from mmsr1.rewards.price import PriceSpec
 from mmsr1.rewards.reward import RewardSpec
 from mmsr1.rollout.callback import RolloutCallback, RolloutPlan, Schedule
 from mmsr1.rollout.engines.base import EngineFailure, Sampling, TokenPrompt
@@ -158,6 +159,7 @@ class Rehearsal:
         deterministic: bool = False,
         spent_at: int = 0,
         stops: bool = True,
+        price: PriceSpec | None = None,
     ) -> None:
         self.spent_at, self.stops = spent_at, stops
         self.log: list[Any] = []
@@ -189,7 +191,13 @@ class Rehearsal:
             lambda step: [QUESTIONS[(2 * step + i) % len(QUESTIONS)] for i in range(2)],
             VALIDATION,
             RolloutPlan(
-                SAMPLING, RewardSpec(), "std", None if supervised else SupplySpec(stream, 3, steps), overlap, sleep
+                SAMPLING,
+                RewardSpec(),
+                "std" if price is None else "none",
+                None if supervised else SupplySpec(stream, 3, steps),
+                overlap,
+                sleep,
+                price,
             ),
             schedule=Schedule(steps, val_every=2, checkpoint_every=2, keep_last=1),
             record=self.record,
@@ -428,16 +436,30 @@ def test_the_last_checkpoint_and_the_best_one_are_kept(tiny, tmp_path):
         assert module.weight.item() == int(found.name)
 
 
-def test_a_resumed_run_writes_what_an_uninterrupted_one_does(tiny, tmp_path):
-    whole = Rehearsal(tiny, tmp_path / "whole", answer=search_then_answer).fit()
-    broken = Rehearsal(tiny, tmp_path / "broken", answer=search_then_answer)
+PRICE = PriceSpec(target=0.5, proportional=0.2, integral=0.1)
+
+
+def test_training_is_charged_for_its_calls_and_validation_is_not(tiny, tmp_path):
+    """One call a question, 0.5 above the target: 0 for the first step, 0.2 x 0.5 + 0.1 x 0.5, then 0.1 x 0.5 more."""
+    done = Rehearsal(tiny, tmp_path, answer=search_then_answer, price=PRICE).fit()
+    rows = done.rows("train")
+    assert [rows[step]["search_price"] for step in (1, 2, 3)] == pytest.approx([0.0, 0.15, 0.2])
+    assert [rows[step]["reward"] for step in (1, 2, 3)] == pytest.approx([0.91, 0.76, 0.71])
+    assert [row["reward"] for row in done.rows("val").values()] == pytest.approx([0.91] * 3)
+    assert "search_price" not in Rehearsal(tiny, tmp_path / "free").fit().rows("train")[1]
+
+
+@pytest.mark.parametrize("price", [None, PRICE], ids=["plain", "priced"])
+def test_a_resumed_run_writes_what_an_uninterrupted_one_does(tiny, tmp_path, price):
+    whole = Rehearsal(tiny, tmp_path / "whole", answer=search_then_answer, price=price).fit()
+    broken = Rehearsal(tiny, tmp_path / "broken", answer=search_then_answer, price=price)
     broken.callback.schedule = replace(broken.callback.schedule, checkpoint_every=1)
     broken.engine.answer_until = 2  # the engine dies when it has the weights of step 2, which is written by then
     with pytest.raises(RuntimeError, match="failed in each of 4 val episodes of step 2"):
         broken.fit()
     assert [*broken.rows("train")] == [1, 2]
     last = checkpoint.complete(tmp_path / "broken" / "checkpoints")[-1]
-    again = Rehearsal(tiny, tmp_path / "broken", answer=search_then_answer, resume=last, first=1).fit()
+    again = Rehearsal(tiny, tmp_path / "broken", answer=search_then_answer, resume=last, first=1, price=price).fit()
 
     def figures(done: Rehearsal) -> list[dict[str, Any]]:
         return [

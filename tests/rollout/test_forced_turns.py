@@ -92,6 +92,20 @@ def test_a_mention_in_the_reasoning_is_no_action(tokenizer: Any) -> None:
     assert episode.turns[0] == "<reason>I could <answer>guess</answer> or <search> it</reason><answer> Kent</answer>"
 
 
+@pytest.mark.parametrize("hidden", ["<search><img></search>", "<text_search>x</text_search>", "<search>x</search>"])
+def test_a_search_behind_a_forced_answer_is_not_made(tokenizer: Any, hidden: str) -> None:
+    """`workflow=direct` never searches, nor has a turn of its own after that."""
+    turns = [f"{REASON}<answer>{hidden}", f"{REASON}<search><img></search>", f"{REASON}<answer> Kent</answer>"]
+    episode, _ = play(tokenizer, turns, ("answer",))
+    assert episode.calls == () and len(episode.turns) == 1 and episode.stop == "malformed"
+
+
+def test_an_image_search_behind_a_forced_text_search_is_a_bad_call(tokenizer: Any) -> None:
+    turns = [f"{REASON}<text_search><search><img></search>", f"{REASON}<answer> Kent</answer>"]
+    episode, _ = play(tokenizer, turns, ("text_search", "answer"))
+    assert [made.result.status for made in episode.calls] == ["malformed_call"] and episode.stop == "answered"
+
+
 def test_a_turn_without_an_action_gets_one(tokenizer: Any) -> None:
     """The policy ended its turn after its reason: the end is taken back."""
     episode, _ = play(tokenizer, [REASON], ("answer",))

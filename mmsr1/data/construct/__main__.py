@@ -9,7 +9,6 @@ service, money), 2 for a mistake. docs/construct.md has the whole way.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import json
@@ -28,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmsr1 import cli
 from mmsr1.assembly.construct import Construction, check_construction, construction, held_out, planned
 from mmsr1.assembly.settings import decides_nothing, settle
-from mmsr1.cli import USER_ERRORS, CommandParser, explain, refuse
+from mmsr1.cli import USER_ERRORS, configured_command, explain, refuse
 from mmsr1.config import ConfigError, check
 from mmsr1.config.construct import ConstructConfig, register
 from mmsr1.data.card import write_card
@@ -66,14 +65,8 @@ def checked(raw: Any) -> ConstructConfig:
 
 def main(arguments: list[str]) -> int:
     """Construct; the exit status."""
-    parser = CommandParser(
-        prog="python -m mmsr1.data.construct",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("overrides", nargs="*", help="key=value, e.g. tools=web out=outputs/my-set")
-    parser.add_argument("--cfg", choices=("job",), help="print the configuration and end")
-    asked = parser.parse_intermixed_args(arguments)
+    program = "python -m mmsr1.data.construct"
+    asked = configured_command(arguments, program, __doc__, "tools=web out=outputs/my-set")
     try:
         raw = composed(asked.overrides)
         if asked.cfg:

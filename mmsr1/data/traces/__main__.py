@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsr1.cli import CommandParser, answering_command, refuse
 
 if TYPE_CHECKING:
-    from mmsr1.assembly.answering import Answering, Ended
+    from mmsr1.assembly.answering import Ended
 
 
 def main(arguments: list[str]) -> int:
@@ -31,43 +31,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _make(config: Any, asked: argparse.Namespace) -> int:
-    from mmsr1.assembly.answering import Answered, ask_all, questions
-    from mmsr1.data.traces.folder import FACTS, keep_pictures, tokenizer_name, trace_record
-    from mmsr1.files import json_line, write_whole
+    from mmsr1.assembly.teaching import Selection, make_traces
 
-    out = Path(asked.out)
-
-    def ask(teacher: Answering, examples: list[Any], advance: Callable[[], None]) -> Iterator[Any]:
-        write_whole(out / FACTS, json_line({"tokenizer": tokenizer_name(teacher.files.tokenizer)}))
-        for found in teacher.episodes(examples, asked.attempts, "traces", on_episode=advance):
-            kept, lost = chosen(found, asked.least_reward, asked.keep)
-            keep_pictures(out, [one.episode for one in kept])
-            records = [trace_record(one.episode, one.reward) for one in kept]
-            row = {"attempts": len(found), "lost": lost, "kept": records}
-            yield row if 2 * lost < len(found) else None
-
-    options = {name: getattr(asked, name) for name in ("attempts", "keep", "least_reward")}
-    examples = questions(config)  # first: what cannot be read begins no folder
-    answered = Answered(out, "traces", config, options)
-    try:
-        ended = ask_all(config, examples, answered, asked.limit, asked.attempts, 1, "teacher", ask)
-        answered.keep_current(examples)
-        return _tell(answered.rows(), out, ended)
-    finally:
-        answered.close()
+    out, selection = Path(asked.out), Selection(asked.attempts, asked.keep, asked.least_reward)
+    ended, rows = make_traces(config, out, selection, asked.limit)
+    return _tell(rows, out, ended)
 
 
-def chosen(found: list[Any], least_reward: float, keep: int) -> tuple[list[Any], int]:
-    """The best scored episodes of one question, and how many were lost to infrastructure."""
-    from mmsr1.types import INFRASTRUCTURE_STOPS
-
-    lost = [one for one in found if one.episode.stop in INFRASTRUCTURE_STOPS]
-    good = [one for one in found if one not in lost and one.reward.total >= least_reward]
-    good.sort(key=lambda one: (-one.reward.total, len(one.episode.calls), one.episode.sampled_tokens))
-    return good[:keep], len(lost)
-
-
-def _tell(rows: Iterator[dict[str, Any]], out: Path, ended: Ended) -> int:
+def _tell(rows: Iterable[dict[str, Any]], out: Path, ended: Ended) -> int:
     calls: Counter[int] = Counter()
     totals: Counter[str] = Counter()
     for row in rows:

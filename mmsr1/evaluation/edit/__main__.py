@@ -9,7 +9,6 @@ Exit status 2 for a mistake. docs/knowledge-edit.md says what is taught and aske
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from omegaconf import OmegaConf
 
 from mmsr1 import cli
 from mmsr1.assembly.chosen import with_policy
-from mmsr1.cli import USER_ERRORS, CommandParser, explain, refuse, remove_empty
+from mmsr1.cli import USER_ERRORS, configured_command, explain, refuse, remove_empty
 from mmsr1.config import check
 from mmsr1.config.edit import EditConfig, register
 
@@ -49,12 +48,7 @@ def checked(raw: Any) -> EditConfig:
 
 def main(arguments: list[str]) -> int:
     """Edit; the exit status."""
-    parser = CommandParser(
-        prog=f"python {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("overrides", nargs="*", help="key=value, e.g. policy=RUN edit.facts=10")
-    parser.add_argument("--cfg", choices=("job",), help="print the configuration and end")
-    asked = parser.parse_intermixed_args(arguments)
+    asked = configured_command(arguments, f"python {PROGRAM}", __doc__, "policy=RUN edit.facts=10")
     try:
         raw = composed(asked.overrides)
         if asked.cfg:

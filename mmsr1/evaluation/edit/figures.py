@@ -58,7 +58,8 @@ def table(summary: Mapping[str, Any]) -> Table:
     for group in summary["before"]:
         sides = summary["before"][group], summary["after"][group]
         shares = (
-            " to ".join(f"{side[key]:.1%}" for side in sides) for key in ("accuracy", "right_direct", "search_ratio")
+            " to ".join(f"{side[key]:.1%}" if key in side else "-" for side in sides)
+            for key in ("accuracy", "right_direct", "search_ratio")
         )
         change = summary["change"][group]
         ends = [f"{end:+.1%}" for end in change.get("search_ratio_ci95", ())]

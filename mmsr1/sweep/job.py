@@ -1,0 +1,154 @@
+"""One job of a multirun, in the process that Hydra's launcher chose for it: skip it, go on with it, or start it.
+
+The work is done in a fresh process, because engine and process groups live as long as theirs. What happens here is
+known by the lines of `mmsr1.sweep.rows` alone: the objects of another process are lost with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from mmsr1.assembly.settings import FREE, FREE_IN_TRAINING, compare, decides_nothing, flat
+from mmsr1.cli import USER_ERRORS, checked, explain, resumed
+from mmsr1.config import Config, check
+from mmsr1.files import is_locked
+from mmsr1.run_directory import RunDirectory
+from mmsr1.sweep import rows, watch
+from mmsr1.sweep.plan import run_dir
+
+LOGS = "logs"
+_CLOSING_S = 120  # a job that is told to end writes its summary and its report
+# Chosen by `mmsr1.models.plan.settle` where they are null; config.yaml has what it chose.
+_CHOSEN = ("trainer.optimizer_state", "trainer.offload")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The call of a program that sweeps, as far as its jobs need it: plain values, which go anywhere.
+
+    `node` is its schema, `full_error` HYDRA_FULL_ERROR as the user set it; `program` is its file.
+    """
+
+    node: type[Config]
+    full_error: str
+    program: str = field(default_factory=lambda: sys.argv[0])
+    id: str = field(default_factory=lambda: uuid4().hex[:12])
+
+    def do(self, raw: Any) -> float | None:
+        """The job that Hydra has just composed: its final validation reward, None if it has none or failed."""
+        settings = HydraConfig.get()
+        sweep, run = Path(settings.sweep.dir).resolve(), Path(settings.runtime.output_dir)
+        log = None if watch.is_here() else sweep / LOGS / f"{settings.sweep.subdir.replace('/', '_')}.log"
+        job = _Job(self, sweep, run, settings.job.num, log)
+        if any(row.event == "stop" for row in rows.read(sweep, self.id)):
+            return None
+        overrides = list(settings.overrides.task)
+        try:
+            command = _command(raw, run, overrides, self.node)
+        except USER_ERRORS as error:
+            job.say("failed", told=f"refused: {explain(error)}")
+            return None
+        if command is None:
+            job.say("skipped")
+            return _objective(run)
+        return _objective(run) if job.runs([sys.executable, self.program, *command], command[-1]) else None
+
+
+@dataclass(frozen=True)
+class _Job:
+    call: Call
+    sweep: Path
+    run: Path
+    number: int
+    log: Path | None  # where its output goes; None: to the terminal of the sweep
+
+    def say(self, event: rows.Event, told: str = "", pid: int | None = None) -> None:
+        log = None if self.log is None else str(self.log)
+        rows.add(self.sweep, rows.Row(self.call.id, self.number, str(self.run), event, told, log, pid))
+        watch.tell()
+
+    def runs(self, command: list[str], how: str) -> bool:
+        """Whether it ended well. In a session of its own: a Ctrl-C is passed on by the sweep, once."""
+        environment = os.environ | {"HYDRA_FULL_ERROR": self.call.full_error}
+        if self.log is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal of the sweep, which ends its jobs itself
+        with _output(self.log) as stream:
+            process = subprocess.Popen(
+                command, env=environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+            self.say("resumed" if how.startswith("resume=") else "started", pid=process.pid)
+            try:
+                status = process.wait()
+            except BaseException:  # the sweep is stopped, or a scheduler takes this process back
+                process.terminate()
+                try:
+                    process.wait(_CLOSING_S)
+                finally:
+                    self.say("interrupted", told="was interrupted")
+                raise
+        if status in (130, -signal.SIGTERM):
+            self.say("interrupted", told="was interrupted")
+        elif status:
+            self.say("failed", told=f"ended with status {status}")
+        else:
+            self.say("finished")
+        return status == 0
+
+
+@contextmanager
+def _output(log: Path | None) -> Iterator[IO[bytes] | None]:
+    if log is None:
+        yield None
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        yield stream
+
+
+def _command(raw: Any, run: Path, overrides: list[str], node: type[Config]) -> list[str] | None:
+    """The arguments of the job, the one with its folder last; None if it is finished already.
+
+    Raises ConfigError that names the first key in which the run that is there differs, and if someone is at work there.
+    """
+    if not (run / "config.yaml").is_file():
+        return [*overrides, run_dir(run)]
+    remedy = "a process is still at work there; wait, or name another folder"
+    check(not is_locked(run / ".lock"), "hydra.sweep.dir", run, remedy)
+    free = FREE_IN_TRAINING if node is Config else FREE
+    asked, there = _values(checked(raw)), _values(checked(resumed(run, [], node)))
+
+    def is_free(key: str) -> bool:
+        return decides_nothing(key, free) or (key in _CHOSEN and asked[key] is None)
+
+    compare(there, asked, is_free, run)
+    if RunDirectory(run).read_run().get("status") == "finished":
+        return None
+    given = [one for one in OverridesParser.create().parse_overrides(overrides) if "." in one.key_or_group]
+    anew = [one.input_line or "" for one in given if is_free(one.key_or_group) and not one.is_add()]
+    return [*anew, f"resume={run}"]
+
+
+def _values(config: Config) -> dict[str, Any]:
+    return flat(OmegaConf.structured(replace(config, resume=None)))
+
+
+def _objective(run: Path) -> float | None:
+    """What a sweeper maximises: the reward of the last validation."""
+    try:
+        return float(RunDirectory(run).read_summary()["final"]["reward"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,128 @@
+"""Whether a job of a multirun is started, gone on with, skipped or refused, by what its folder holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from omegaconf import OmegaConf
+
+from mmsr1.cli import checked, composed
+from mmsr1.config import Config, ConfigError
+from mmsr1.models.plan import settle
+from mmsr1.sweep import rows
+from mmsr1.sweep.job import _command, _objective
+from mmsr1.sweep.watch import _is_done
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of `model=tiny` that was interrupted, as train.py leaves it: with what the planner chose."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = settle(checked(composed(["model=tiny"])))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(replace(config, resume=None)))
+    says(folder, "interrupted")
+    return folder
+
+
+def says(folder: Path, status: str) -> None:
+    (folder / "run.json").write_text(json.dumps({"status": status, "command": "python train.py model=tiny"}))
+
+
+def command(run: Path, *overrides: str) -> list[str] | None:
+    raw: Any = composed(["model=tiny", *overrides])
+    return _command(raw, run, ["model=tiny", *overrides], Config)
+
+
+def test_a_job_without_a_folder_is_started(tmp_path: Path) -> None:
+    assert command(tmp_path / "run", "seed=3") == ["model=tiny", "seed=3", f"hydra.run.dir={tmp_path}/run"]
+
+
+def test_an_unfinished_run_is_gone_on_with_though_the_planner_has_chosen(run: Path) -> None:
+    assert "optimizer_state: float32" in (run / "config.yaml").read_text()
+    assert command(run) == [f"resume={run}"]
+
+
+def test_what_decides_no_result_may_differ_and_is_taken_over(run: Path) -> None:
+    given = ("trainer.threads=3", "tools.budget.usd_per_run=2.5", "logger=wandb", "tools.cache_dir='a, b'")
+    assert command(run, *given) == [given[0], given[1], given[3], f"resume={run}"]
+
+
+def test_a_finished_run_is_left_alone(run: Path) -> None:
+    says(run, "finished")
+    assert command(run, "trainer.threads=3") is None
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("seed=4", "rollout.turns=2"), "rollout.turns=2: {0} was begun with 3; "),
+        (("trainer.max_steps=4",), "trainer.max_steps=4: {0} was begun with 40; "),
+        (("trainer.optimizer_state=bfloat16",), "trainer.optimizer_state=bfloat16: {0} was begun with float32; "),
+        (("algorithm=sft",), "algorithm."),
+        (("name=other",), "name=other: {0} was begun with default; "),
+    ],
+)
+def test_another_configuration_is_refused_by_its_first_key(
+    run: Path, status: str, given: tuple[str, ...], told: str
+) -> None:
+    says(run, status)
+    with pytest.raises(ConfigError) as caught:
+        command(run, *given)
+    assert str(caught.value).startswith(told.format(run)) and "\n" not in str(caught.value)
+
+
+def test_a_run_of_before_lacks_the_keys_that_are_new(run: Path) -> None:
+    saved: Any = OmegaConf.load(run / "config.yaml")
+    del saved["study"], saved["trainer"]["counterfactual_questions"]
+    OmegaConf.save(saved, run / "config.yaml")
+    assert command(run) == [f"resume={run}"]
+
+
+def test_a_folder_where_a_process_is_at_work_is_refused(run: Path) -> None:
+    with FileLock(run / ".lock"), pytest.raises(ConfigError, match="a process is still at work there"):
+        command(run)
+    (run / ".lock").touch()  # left by one that was killed
+    assert command(run) == [f"resume={run}"]
+
+
+@pytest.mark.parametrize(
+    ("summary", "value"),
+    [
+        ('{"final": {"reward": 0.75}}', 0.75),
+        ('{"final": {"reward": null}}', None),
+        ('{"final": null}', None),
+        ("{", None),
+        (None, None),
+    ],
+)
+def test_a_trial_is_worth_the_reward_of_its_last_validation(
+    tmp_path: Path, summary: str | None, value: float | None
+) -> None:
+    if summary is not None:
+        (tmp_path / "summary.json").write_text(summary)
+    assert _objective(tmp_path) == value
+
+
+def test_lines_of_another_call_and_damaged_ones_do_not_count(tmp_path: Path) -> None:
+    assert rows.read(tmp_path, "mine") == []
+    mine = rows.Row("mine", 0, "a", "started", pid=3)
+    rows.add(tmp_path, mine)
+    rows.add(tmp_path, rows.Row("other", 0, "a", "failed"))
+    with (tmp_path / rows.FILE).open("ab") as file:
+        file.write(b"{\n[]\n")
+    rows.add(tmp_path, replace(mine, event="finished"))
+    assert rows.read(tmp_path, "mine") == [mine, replace(mine, event="finished")]
+
+
+@pytest.mark.parametrize(("status", "done"), [("finished", True), ("running", False)])
+def test_the_run_directory_tells_of_a_job_whose_last_line_is_lost(run: Path, status: str, done: bool) -> None:
+    says(run, status)
+    assert _is_done(rows.Row("mine", 0, str(run), "started")) is done
+    assert not _is_done(rows.Row("mine", 0, str(run), "failed"))
