@@ -98,7 +98,7 @@ def _launch(config: Config, output: Path) -> None:
     status, cause = launch(config.trainer.devices, [*again, f'hydra.run.dir="{output}"'])
     record = RunDirectory(output).read_run()
     if cause and record and status != 2:  # 2 is a user's mistake, which the first process has told
-        RunDirectory(output).finish("failed", record.get("wall_seconds", 0.0), cause)
+        RunDirectory(output).finish("failed", 0.0, cause)
         sys.stderr.write(f"{cause}, the others were stopped; go on with python train.py resume={output}\n")
     sys.exit(status)
 

@@ -67,8 +67,13 @@ def grpo_variants() -> list[Check]:
 
 
 def target_calls() -> list[Check]:
-    """Line 3: requested calls per question are reached."""
-    study, checks = _swept("target_calls")
+    """Line 3: requested calls per question are reached; the frontier is drawn beside the penalties of line 1."""
+    penalties = FOLDER / "search_penalty"
+    drawn = ("--beside", str(penalties)) if penalties.is_dir() else ()
+    study, checks = _swept("target_calls", None, *drawn)
+    text = (study.folder / "results.md").read_text()
+    beside = "Grey: the arms of search_penalty" in text and "different questions" not in text
+    checks.append(holds("3", "drawn beside the arms of search_penalty, on the same questions", beside))
     for arm in study.arms:
         target = float(arm.name.removeprefix("calls_"))
         reached = [_last(run.metrics, "calls_per_question") for run in arm.runs]
@@ -104,13 +109,13 @@ def gap() -> list[Check]:
     ]
 
 
-def _swept(name: str, minutes: float | None = None) -> tuple[Study, list[Check]]:
+def _swept(name: str, minutes: float | None = None, *report: str) -> tuple[Study, list[Check]]:
     """The study by its one line, two jobs at a time; its report is made, and has no gap."""
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     line = ("-m", f"+study={name}", f"hydra.sweep.dir={folder}", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     _, seconds = command(sys.executable, "train.py", *line)
-    told, _ = command(sys.executable, "-m", "mmsr1.report.study", str(folder))
+    told, _ = command(sys.executable, "-m", "mmsr1.report.study", str(folder), *report)
     jobs = planned(folder)
     study = read_study(folder, [job.folder for job in jobs])
     seeds = min(len(arm.runs) for arm in study.arms)

@@ -48,13 +48,15 @@ class RunDirectory:
     ) -> None:
         """Make the folder, write config.yaml, and declare the run running.
 
-        Called again on resume: `started` stays that of the first start and the new time is added to `resumed`.
+        Called again on resume: `started` stays that of the first start, the new time is added to `resumed`, and another
+        commit to `git_commits`.
         """
         (self.path / "episodes" / "images").mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "config.yaml", config_yaml.encode())
         now = datetime.now(UTC).isoformat(timespec="seconds")
         before = self.read_run()
         resumed = [*before.get("resumed", []), now] if before else []
+        commits = dict.fromkeys([*before.get("git_commits", []), *([git_commit] if git_commit else [])])
         self._write_json(
             "run.json",
             {
@@ -63,8 +65,10 @@ class RunDirectory:
                 "seed": seed,
                 "versions": dict(versions),
                 "git_commit": git_commit,
+                "git_commits": list(commits),
                 "started": before.get("started", now),
                 "resumed": resumed,
+                "wall_seconds": before.get("wall_seconds", 0.0),
             },
         )
 
@@ -72,12 +76,13 @@ class RunDirectory:
         self, status: FinalStatus, wall_seconds: float, error: str | None = None, reason: str | None = None
     ) -> None:
         """Record how the run ended; `error` is one line for people, `reason` why it ended on purpose, or what it
-        lacked at its end. Raises FileNotFoundError if it never started.
+        lacked at its end. `wall_seconds` of this process are added to those of earlier ones that came as far as this.
+        Raises FileNotFoundError if it never started.
         """
         run = self.read_run()
         if not run:
             raise FileNotFoundError(f"{self.path / 'run.json'} is missing: call start() before finish()")
-        run |= {"status": status, "wall_seconds": wall_seconds}
+        run |= {"status": status, "wall_seconds": run["wall_seconds"] + wall_seconds}
         if error is not None:
             run["error"] = error
         if reason is not None:

@@ -80,6 +80,15 @@ def test_resuming_keeps_the_first_start_and_forgets_the_old_end(run: RunDirector
     assert again["status"] == "running" and "error" not in again
 
 
+def test_time_and_commits_are_those_of_all_its_processes(run: RunDirectory) -> None:
+    run.finish("interrupted", 1.0)
+    for commit, seconds in (("def", 2.5), ("abc", 4.0)):
+        run.start("train.py resume=last", 3, "seed: 3\n", {}, commit)
+        run.finish("interrupted", seconds)
+    ended = run.read_run()
+    assert (ended["wall_seconds"], ended["git_commit"], ended["git_commits"]) == (7.5, "abc", ["abc", "def"])
+
+
 def test_finish_before_start_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="call start"):
         RunDirectory(tmp_path).finish("finished", 1.0)

@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from mmsr1.cli import checked, composed
+from mmsr1.assembly.before import arguments_of
+from mmsr1.cli import CONF, checked, composed
 from mmsr1.config import Config, ConfigError
 from mmsr1.models.plan import settle
 from mmsr1.sweep import rows
-from mmsr1.sweep.job import _command, _objective
+from mmsr1.sweep.job import _check_first, _command, _objective
 from mmsr1.sweep.watch import _is_done
 
 
@@ -50,7 +52,8 @@ def test_an_unfinished_run_is_gone_on_with_though_the_planner_has_chosen(run: Pa
 
 def test_what_decides_no_result_may_differ_and_is_taken_over(run: Path) -> None:
     given = ("trainer.threads=3", "tools.budget.usd_per_run=2.5", "logger=wandb", "tools.cache_dir='a, b'")
-    assert command(run, *given) == [given[0], given[1], given[3], f"resume={run}"]
+    logger = ['logger.project="mmsr1"', 'logger.mode="online"']
+    assert command(run, *given) == [given[0], given[1], given[3], *logger, f"resume={run}"]
 
 
 def test_a_finished_run_is_left_alone(run: Path) -> None:
@@ -76,6 +79,20 @@ def test_another_configuration_is_refused_by_its_first_key(
     with pytest.raises(ConfigError) as caught:
         command(run, *given)
     assert str(caught.value).startswith(told.format(run)) and "\n" not in str(caught.value)
+
+
+def test_a_run_before_of_another_configuration_is_refused_too(run: Path) -> None:
+    given = ["model=tiny", "+arm=sft_vs_rl/sft_then_rl"]
+    config, first = checked(composed(given)), run / "first"
+    before: Any = composed(arguments_of(config.first or (), given))
+    first.mkdir()
+    (first / "config.yaml").write_text(OmegaConf.to_yaml(replace(settle(checked(before)), resume=None)))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        _check_first(config, run, given, "config")
+        before.trainer.max_steps = 100  # as conf/arm had it when that run was begun
+        (first / "config.yaml").write_text(OmegaConf.to_yaml(replace(checked(before), resume=None)))
+        with pytest.raises(ConfigError, match=f"^trainer.max_steps=150: {first} was begun with 100; "):
+            _check_first(config, run, given, "config")
 
 
 def test_a_run_of_before_lacks_the_keys_that_are_new(run: Path) -> None:

@@ -6,18 +6,20 @@ known by the lines of `mmsr1.sweep.rows` alone: the objects of another process a
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -59,6 +61,7 @@ class Call:
         overrides = list(settings.overrides.task)
         try:
             command = _command(raw, run, overrides, self.node)
+            _check_first(checked(raw), run, overrides, settings.job.config_name)
         except USER_ERRORS as error:
             job.say("failed", told=f"refused: {explain(error)}")
             return None
@@ -132,14 +135,32 @@ def _command(raw: Any, run: Path, overrides: list[str], node: type[Config]) -> l
     asked, there = _values(checked(raw)), _values(checked(resumed(run, [], node)))
 
     def is_free(key: str) -> bool:
-        return decides_nothing(key, free) or (key in _CHOSEN and asked[key] is None)
+        return _is_free(key, free, asked)
 
     compare(there, asked, is_free, run)
     if RunDirectory(run).read_run().get("status") == "finished":
         return None
-    given = [one for one in OverridesParser.create().parse_overrides(overrides) if "." in one.key_or_group]
-    anew = [one.input_line or "" for one in given if is_free(one.key_or_group) and not one.is_add()]
+    given = [one for one in OverridesParser.create().parse_overrides(overrides) if not one.is_add()]
+    anew = [one.input_line or "" for one in given if "." in one.key_or_group and is_free(one.key_or_group)]
+    if any(one.key_or_group == "logger" for one in given):  # the one group whose keys all decide nothing
+        anew += [f"{key}={json.dumps(value)}" for key, value in asked.items() if key.startswith("logger.")]
     return [*anew, f"resume={run}"]
+
+
+def _is_free(key: str, free: tuple[str, ...], asked: Mapping[str, Any]) -> bool:
+    return decides_nothing(key, free) or (key in _CHOSEN and asked[key] is None)
+
+
+def _check_first(config: Config, run: Path, overrides: list[str], name: str | None) -> None:
+    """Raises ConfigError that names the first key in which the run before this one, if it has begun, differs from what
+    would be begun now: the files that it names may have changed."""
+    from mmsr1.assembly.before import FIRST, arguments_of
+
+    folder = run / FIRST
+    if config.first is None or not (folder / "config.yaml").is_file():
+        return
+    asked = _values(checked(hydra.compose(name, arguments_of(config.first, overrides))))
+    compare(_values(checked(resumed(folder, []))), asked, lambda key: _is_free(key, FREE_IN_TRAINING, asked), folder)
 
 
 def _values(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -160,7 +161,9 @@ class _Sweep:
         told = f"{len(done)} of {total} jobs done: {_short(self.folder)}"
         sys.stdout.write(f"{told}\n")
         if self._study is not None:
-            sys.stdout.write(f"report: python -m mmsr1.report.study {_short(self.folder)}\n")
+            sys.stdout.write(
+                f"report: {shlex.join(['python', '-m', 'mmsr1.report.study', str(_short(self.folder))])}\n"
+            )
         sys.stdout.flush()
         try:
             after(self.folder)
@@ -188,6 +191,9 @@ class _Sweep:
         again, self._stopping = self._stopping, True
         if self.folder is not None and not again:
             rows.add(self.folder, rows.Row(self.call, -1, str(self.folder), "stop"))
+            if away := [row for row in self._last().values() if row.event in rows.UNDER_WAY and not _is_near(row)]:
+                told = "what is queued ends as it starts, and is not run; at work on other machines, and not ended"
+                sys.stderr.write(f"{told}: {', '.join(self._name(row) for row in away)}\n")
             for row in self._elsewhere():
                 with suppress(ProcessLookupError):
                     os.kill(row.pid or 0, signal.SIGTERM)
@@ -198,7 +204,7 @@ class _Sweep:
 
     def _elsewhere(self) -> list[rows.Row]:
         """Jobs that other processes of this machine wait for; of one's own `Call.do` takes care."""
-        mine = (row for row in self._last().values() if row.host == socket.gethostname() and row.by != os.getpid())
+        mine = (row for row in self._last().values() if _is_near(row) and row.by != os.getpid())
         return [row for row in mine if row.event in rows.UNDER_WAY and row.pid and _lives(row.by)]
 
     def _rows(self) -> list[rows.Row]:
@@ -231,6 +237,10 @@ def _is_done(row: rows.Row) -> bool:
     if row.event in rows.UNDER_WAY:
         return RunDirectory(Path(row.folder)).read_run().get("status") == "finished"
     return row.event in rows.DONE
+
+
+def _is_near(row: rows.Row) -> bool:
+    return row.host == socket.gethostname()
 
 
 def _lives(process: int) -> bool:

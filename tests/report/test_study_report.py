@@ -17,7 +17,7 @@ from hostile_run import MARKUP
 from made_study import MadeArm, begin, write_run, write_study
 
 from acceptance._browser import PROGRAM, Browser
-from mmsr1.report.study import compared, figures
+from mmsr1.report.study import compared, endings, figures
 from mmsr1.report.study.__main__ import main
 from mmsr1.report.study.page import boundaries, price_of
 from mmsr1.report.study.page import write_study as write_report
@@ -305,6 +305,28 @@ def test_the_report_goes_where_it_is_asked_to(study: Study, tmp_path: Path, caps
     assert capsys.readouterr().out == f"9 of 9 runs; report: {tmp_path}/elsewhere/report.html\n"
     assert "Every arm less dear" in (tmp_path / "elsewhere" / "results.md").read_text()
     assert not (study.folder / "report.html").exists()
+
+
+def test_another_study_is_drawn_beside_and_moves_no_frontier(study: Study, tmp_path: Path) -> None:
+    asked = [MadeArm("calls_0.3", 0.0, 0.6), MadeArm("calls_1.2", 0.9)]
+    other = write_study(tmp_path / "target_calls", asked, seeds=2, steps=4)
+    arms = read_study(other, None).arms
+    alone, together = (endings.draw_frontier(arms, figures.marks_of(arms), some) for some in ((), study.arms))
+    names = [{text.get_text() for text in figure.axes[0].texts} for figure in (alone, together)]
+    assert names == [{arm.name for arm in arms}, {arm.name for arm in (*arms, *study.arms)}]
+    steps = [figure.axes[0].lines[0].get_ydata() for figure in (alone, together)]
+    np.testing.assert_array_equal(steps[0], steps[1])
+    assert main([str(other), "--beside", str(study.folder)]) == 0
+    told = (other / "results.md").read_text()
+    assert "Grey: the arms of search_penalty, with the same intervals; the line does not heed them." in told
+    assert "different questions" not in told
+    fewer = replace(study, runs=tuple(replace(run, outcomes=run.outcomes[:5]) for run in study.runs))
+    assert "different questions" in tables_of(other, fewer)
+
+
+def tables_of(folder: Path, beside: Study) -> str:
+    write_report(read_study(folder, None), folder, beside=beside)
+    return (folder / "results.md").read_text()
 
 
 @pytest.mark.parametrize(

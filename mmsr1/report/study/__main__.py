@@ -1,4 +1,4 @@
-"""The report of a study: `python -m mmsr1.report.study outputs/<study> [--missing] [--out FOLDER]`.
+"""The report of a study: `python -m mmsr1.report.study outputs/<study> [--missing] [--out FOLDER] [--beside STUDY]`.
 
 Written are report.html (one file, no network), figures/*.png and *.svg, results.md, results.csv (a line a run) and
 dynamics.csv. Runs that are missing, failed or damaged are gaps: they are told first, and are in no figure. `--missing`
@@ -28,13 +28,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="where to write the report; the study's folder if not given")
     parser.add_argument("--reference", help="the arm that others are held against; by default the first")
+    beside = "of another study, whose arms are drawn in grey beside these in accuracy against calls"
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help=beside)
     given = parser.parse_args(arguments)
     try:
-        jobs = planned(given.folder) if (given.folder / FILE).is_file() else None
-        study = read_study(given.folder, None if jobs is None else [job.folder for job in jobs])
+        study, jobs = _read(given.folder)
         if given.missing:
-            return _missing(study, jobs or [])
-        page = write_study(study, given.out or given.folder, given.reference)
+            return _missing(study, jobs)
+        beside = None if given.beside is None else _read(given.beside)[0]
+        page = write_study(study, given.out or given.folder, given.reference, beside)
     except (ValueError, OSError) as error:
         refuse(str(error))
     except KeyboardInterrupt:
@@ -43,6 +45,12 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{gap.folder}: {gap.status}{f', {gap.reason}' if gap.reason else ''}\n")
     sys.stdout.write(f"{len(study.runs)} of {len(study.runs) + len(study.gaps)} runs; report: {page}\n")
     return 0
+
+
+def _read(folder: Path) -> tuple[Study, Sequence[Planned]]:
+    """The study and its jobs, as far as anyone knows them."""
+    jobs = planned(folder) if (folder / FILE).is_file() else None
+    return read_study(folder, None if jobs is None else [job.folder for job in jobs]), jobs or ()
 
 
 def _missing(study: Study, jobs: Sequence[Planned]) -> int:

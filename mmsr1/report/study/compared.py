@@ -173,6 +173,12 @@ def commits(study: Study) -> dict[str, int]:
     """How many runs were made at each commit."""
     found: dict[str, int] = {}
     for run in study.runs:
-        commit = str(run.run.get("git_commit") or "not known")
-        found[commit] = found.get(commit, 0) + 1
+        made = commit_of(run)
+        found[made] = found.get(made, 0) + 1
     return found
+
+
+def commit_of(run: StudyRun) -> str:
+    """That of each process that made it."""
+    made = run.run.get("git_commits") or [run.run.get("git_commit") or "not known"]
+    return ", then ".join(map(str, made))

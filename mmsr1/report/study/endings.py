@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -16,10 +17,12 @@ from matplotlib.patheffects import withStroke
 from mmsr1.report.frontier import on_frontier
 from mmsr1.report.labels import place_labels
 from mmsr1.report.outcomes import DIRECT, DIRECT_WRONG, OKABE_ITO, SEARCHED, SEARCHED_WRONG
-from mmsr1.report.study.compared import estimate
+from mmsr1.report.study.compared import Estimate, estimate
 from mmsr1.report.study.figures import WIDTH, Marks, percent, settle, shown
 from mmsr1.report.study.runs import Arm
-from mmsr1.report.style import INK, STYLE
+from mmsr1.report.style import INK, STYLE, Mark
+
+_Bar = tuple[tuple[float, float], tuple[float, float]]
 
 _FINAL = (
     ("accuracy", "accuracy", "o", 0.0),
@@ -108,47 +111,69 @@ def draw_behaviour(arms: Sequence[Arm]) -> Figure:
     return figure
 
 
-def draw_frontier(arms: Sequence[Arm], marks: Marks) -> Figure:
-    """Accuracy against calls: every seed faint, the mean of each arm with both intervals."""
-    named = [arm for arm in arms if estimate(arm, "accuracy") and estimate(arm, "calls_per_question")]
-    found = [(estimate(arm, "calls_per_question"), estimate(arm, "accuracy")) for arm in named]
+def draw_frontier(arms: Sequence[Arm], marks: Marks, beside: Sequence[Arm] = ()) -> Figure:
+    """Accuracy against calls: every seed faint, the mean of each arm with both intervals. The frontier is that of
+    `arms`; those `beside` are grey."""
+    own, others = ([place for arm in some if (place := _place(arm))] for some in (arms, beside))
+    looks = [*(marks[place.arm.name] for place in own), *(Mark(INK, "X", "") for _ in others)]
+    places = [*own, *others]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
         axes = figure.add_subplot(xlabel="searches a question", ylabel="accuracy")
-        spots = [(calls.value, accuracy.value) for calls, accuracy in found if calls and accuracy]
-        best = on_frontier(*zip(*spots, strict=True))
-        xs = [end for calls, _ in found if calls for end in _ends(calls)]
-        ys = [end for _, accuracy in found if accuracy for end in _ends(accuracy)]
+        spots = [place.spot for place in places]
         # No more room than what the points and most of the bars need: bars over few seeds may be long.
-        _limits(axes.set_xlim, [x for x, _ in spots], xs)
-        _limits(axes.set_ylim, [y for _, y in spots], ys, most=1.02)
-        line = _frontier_line(spots, best, axes.get_xlim()[1])
+        _limits(axes.set_xlim, [x for x, _ in spots], [end for place in places for end in _ends(place.calls)])
+        _limits(axes.set_ylim, [y for _, y in spots], [end for place in places for end in _ends(place.accuracy)], 1.02)
+        best = on_frontier(*zip(*spots[: len(own)], strict=True))
+        line = _frontier_line(spots[: len(own)], best, axes.get_xlim()[1])
         axes.plot(*zip(*line, strict=True), color=INK, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
         bars = []
-        for arm, (calls, accuracy), (x, y), reached in zip(named, found, spots, best, strict=True):
-            if calls is None or accuracy is None:
-                continue
-            look = marks[arm.name]
-            axes.plot(calls.values, accuracy.values, look.marker, color=look.colour, alpha=0.3, markersize=4, zorder=2)
-            bars += [((x, low), (x, high)) for low, high in [accuracy.interval or (y, y)]]
-            bars += [((low, y), (high, y)) for low, high in [calls.interval or (x, x)]]
-            for bar in bars[-2:]:
-                axes.plot(*zip(*bar, strict=True), color=look.colour, linewidth=1.2, alpha=0.6, zorder=2)
-            axes.plot(
-                x, y, look.marker, color=look.colour, markersize=8, markeredgewidth=1.6,
-                markerfacecolor=look.colour if reached else "white", zorder=3,
-            )  # fmt: skip
+        for place, look, filled in zip(places, looks, [*best, *(True for _ in others)], strict=True):
+            bars += _draw_place(axes, place, look, filled)
         axes.set_yticks(
             [tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= min(1 + 1e-9, axes.get_ylim()[1])]
         )
         percent(axes.yaxis)
         axes.grid(alpha=0.15)
         settle(figure)  # labels are placed where the axes now are
-        names = [shown(arm.name) for arm in named]
-        place_labels(axes, spots, names, [marks[arm.name].colour for arm in named], [*bars, *pairwise(line)])
+        names = [shown(place.arm.name) for place in places]
+        place_labels(axes, spots, names, [look.colour for look in looks], [*bars, *pairwise(line)])
         for text in axes.texts:  # between crossing bars there is not room for all
             text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     return figure
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an arm stands, on average."""
+
+    arm: Arm
+    calls: Estimate
+    accuracy: Estimate
+
+    @property
+    def spot(self) -> tuple[float, float]:
+        return self.calls.value, self.accuracy.value
+
+
+def _place(arm: Arm) -> _Place | None:
+    calls, accuracy = estimate(arm, "calls_per_question"), estimate(arm, "accuracy")
+    return _Place(arm, calls, accuracy) if calls and accuracy else None
+
+
+def _draw_place(axes: Axes, place: _Place, look: Mark, filled: bool) -> list[_Bar]:
+    """The bars it has drawn."""
+    (x, y), calls, accuracy = place.spot, place.calls, place.accuracy
+    axes.plot(calls.values, accuracy.values, look.marker, color=look.colour, alpha=0.3, markersize=4, zorder=2)
+    (bottom, top), (left, right) = accuracy.interval or (y, y), calls.interval or (x, x)
+    bars = [((x, bottom), (x, top)), ((left, y), (right, y))]
+    for bar in bars:
+        axes.plot(*zip(*bar, strict=True), color=look.colour, linewidth=1.2, alpha=0.6, zorder=2)
+    axes.plot(
+        x, y, look.marker, color=look.colour, markersize=8, markeredgewidth=1.6,
+        markerfacecolor=look.colour if filled else "white", zorder=3,
+    )  # fmt: skip
+    return bars
 
 
 def _limits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,13 @@ class Section:
     table: Table | None = None
 
 
-def write_study(study: Study, out: Path, reference: str | None = None) -> Path:
-    """Write all of it into the folder `out`; the path of the page.
+def write_study(study: Study, out: Path, reference: str | None = None, beside: Study | None = None) -> Path:
+    """Write all of it into the folder `out`; the path of the page. The arms of another study, `beside`, are drawn in
+    its accuracy against calls.
 
     Raises ValueError for a `reference` that is no arm of the study, OSError where `out` cannot be written.
     """
-    sections = sections_of(study, reference_of(study, reference))
+    sections = sections_of(study, reference_of(study, reference), beside)
     told = _told(study)
     for section in sections:
         for kind, data in (section.drawn or {}).items():
@@ -65,7 +67,7 @@ def _told(study: Study) -> list[str]:
     if study.gaps:
         said.append(
             f"{len(study.gaps)} are not, and are in no figure: they are listed below; "
-            f"python -m mmsr1.report.study {study.folder} --missing prints the commands that fill the gaps."
+            f"{_command(study.folder, '--missing')} prints the commands that fill the gaps."
         )
     if not study.planned:
         said.append("There is no multirun.yaml that says what was planned: runs that never began are not missed.")
@@ -77,7 +79,11 @@ def _told(study: Study) -> list[str]:
     return said + mixed(study)
 
 
-def sections_of(study: Study, reference: Arm | None) -> list[Section]:
+def _command(*arguments: object) -> str:
+    return shlex.join(["python", "-m", "mmsr1.report.study", *map(str, arguments)])
+
+
+def sections_of(study: Study, reference: Arm | None, beside: Study | None = None) -> list[Section]:
     """Empty if no run counts."""
     if reference is None:
         return []
@@ -89,12 +95,7 @@ def sections_of(study: Study, reference: Arm | None) -> list[Section]:
             "Behaviour", "behaviour", ("Right and wrong answers, with and without a search: means over the seeds.",),
             figures.pictures(endings.draw_behaviour(arms)), tables.final(arms, tables.BEHAVIOUR),
         ),
-        Section(
-            "Accuracy against calls", "frontier",
-            ("Faint: every seed. Filled: no other arm is at least as accurate for at most the calls. Bars are the "
-             "intervals of the table above; one that leaves the picture is longer than shown.",),
-            figures.pictures(endings.draw_frontier(arms, marks)),
-        ),
+        _frontier(study, marks, beside),
         _tests(study, reference),
         *_boundary(study, marks),
         Section("Configuration", "configuration", _config_notes(study), None, tables.differing(study)),
@@ -111,6 +112,8 @@ def _dynamics(arms: Sequence[Arm], marks: figures.Marks) -> Section:
         notes.append(f"Curves are smoothed: each point is the mean of {counts} neighbouring steps.")
     if any(not training and len(steps) for steps, _, training in curves):
         notes.append("Hollow markers: validations, of an arm whose training has no such figure.")
+    if any(run.config.get("rewards.target_calls") is not None for arm in arms for run in arm.runs):
+        notes.append("The reward in training is what is left after the price of the calls; validation charges none.")
     return Section("Training", "dynamics", tuple(notes), figures.pictures(figures.draw_dynamics(arms, marks)))
 
 
@@ -127,6 +130,27 @@ def _final(arms: Sequence[Arm], marks: figures.Marks) -> Section:
         )
     drawn = figures.pictures(endings.draw_final(arms, marks))
     return Section("At the end of training", "final", tuple(notes), drawn, tables.final(arms))
+
+
+def _frontier(study: Study, marks: figures.Marks, beside: Study | None) -> Section:
+    notes = [
+        "Faint: every seed. Filled: no other arm is at least as accurate for at most the calls. Bars are the "
+        "intervals of the table above; one that leaves the picture is longer than shown."
+    ]
+    others = () if beside is None else beside.arms
+    if beside is not None and others:
+        notes.append(f"Grey: the arms of {beside.name}, with the same intervals; the line does not heed them.")
+        if asked_in(study) != asked_in(beside):
+            notes.append("The two studies were validated on different questions: their points cannot be compared.")
+    elif beside is not None:
+        notes.append(f"{beside.name}: no run counts, and nothing of it is drawn.")
+    drawn = figures.pictures(endings.draw_frontier(study.arms, marks, others))
+    return Section("Accuracy against calls", "frontier", tuple(notes), drawn)
+
+
+def asked_in(study: Study) -> frozenset[str]:
+    """The questions of its validations, by their ids."""
+    return frozenset(one.id for run in study.runs for one in run.outcomes)
 
 
 def _tests(study: Study, reference: Arm) -> Section:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def _whole(folder: Path, arm: str, seed: int | None, run: Mapping[str, Any]) -> 
         raise ValueError("config.yaml: no name, which is the arm")
     summary = _json(folder, "summary.json")
     final = summary.get("final") or {}
-    lacking = [key for key in NEEDED if not isinstance(final.get(key), int | float)]
+    lacking = [key for key in NEEDED if not isinstance(final.get(key), int | float) or not isfinite(final[key])]
     if lacking:
         raise ValueError(f"summary.json: no {', '.join(lacking)} in its final figures")
     outcomes: Sequence[Outcome] = ()

@@ -147,7 +147,7 @@ def results_csv(study: Study) -> bytes:
     for run in study.runs:
         figures = [part for key in keys for part in (run.final.get(key), *_ends(run.final.get(f"{key}_ci95")))]
         told = [run.summary.get("steps"), run.run.get("wall_seconds")]
-        told += [run.summary.get("cost_usd"), run.summary.get("cost_usd_uncached"), run.run.get("git_commit")]
+        told += [run.summary.get("cost_usd"), run.summary.get("cost_usd_uncached"), compared.commit_of(run)]
         lines.append((run.arm, run.seed, "finished", *figures, *told))
     lines += [(gap.arm, gap.seed, gap.status, *[""] * (len(head) + len(more))) for gap in study.gaps]
     return _csv(lines)
