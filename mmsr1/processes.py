@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from types import FrameType
@@ -42,6 +43,17 @@ def started_count() -> int:
     """How many processes torchrun, `launch` or srun started."""
     name = {"torchrun": "WORLD_SIZE", "srun": "SLURM_NTASKS"}.get(started_by())
     return int(os.environ[name]) if name else 1
+
+
+def close(process: subprocess.Popen[bytes], within_s: float = 120.0) -> None:
+    """Have a job of ours end and wait until it has: it writes its summary and its report. One that takes longer is
+    killed."""
+    process.terminate()
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def launch(processes: int, arguments: Sequence[str]) -> tuple[int, str]:

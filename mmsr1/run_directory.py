@@ -28,6 +28,7 @@ from mmsr1.files import append_line, json_line, keep_picture, plain, read_lines,
 from mmsr1.rollout.protocol import action_name, parse_turn
 from mmsr1.types import Episode, Example, Group, Picture, Reward
 
+FIRST = "first"  # the run that came before this one, in its folder
 FinalStatus = Literal["finished", "failed", "interrupted"]
 
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")

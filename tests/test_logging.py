@@ -31,3 +31,10 @@ def test_a_run_of_no_study_is_in_no_group(tmp_path: Path) -> None:
     asked = logged(tmp_path / "today", "+experiment=grpo_balanced")
     assert asked["group"] is None and asked["id"] == "grpo_balanced-today"
     assert wandb_logger(cli.checked(cli.composed([])), tmp_path) is None  # type: ignore[arg-type]
+
+
+def test_the_run_before_an_arm_is_none_of_its_kind_and_shares_no_name(tmp_path: Path) -> None:
+    arms = [tmp_path / f"sft_then_rl__seed{seed}" / "first" for seed in (0, 1)]
+    first, other = (logged(arm, "+study=sft_vs_rl", "+arm=sft_vs_rl/sft_mismatched") for arm in arms)
+    assert (first["group"], first["job_type"]) == ("sft_vs_rl", "sft_mismatched-first")
+    assert first["id"] != other["id"] and "seed0-first" in first["id"]

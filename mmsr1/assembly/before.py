@@ -4,6 +4,7 @@ and are made once."""
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,8 @@ from mmsr1.assembly.teaching import COMPLETE, TRACES, taught
 from mmsr1.cli import restore_environment
 from mmsr1.config import Config, ConfigError, check
 from mmsr1.files import write_whole
-from mmsr1.run_directory import RunDirectory
-
-FIRST = "first"
-_CLOSING_S = 120
+from mmsr1.processes import close
+from mmsr1.run_directory import FIRST, RunDirectory
 
 
 def prepared(config: Config, run: Path) -> Config:
@@ -56,11 +55,10 @@ def _run_first(config: Config, folder: Path) -> None:
     process = subprocess.Popen([sys.executable, sys.argv[0], *arguments])
     try:
         status = process.wait()
-    except BaseException:  # it closes its run directory
-        process.terminate()
-        process.wait(_CLOSING_S)
+    except BaseException:
+        close(process)
         raise
-    if status < 0 or status == 130:
+    if status in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if not _finished(folder):
         raise ConfigError(f"first={config.first}: that run ended with status {status}; see {folder}")

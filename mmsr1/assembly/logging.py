@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsr1.config import Config
-from mmsr1.run_directory import RunDirectory
+from mmsr1.run_directory import FIRST, RunDirectory
 from mmsr1.torchvision_shim import ensure_torchvision
 
 
@@ -22,14 +22,16 @@ def wandb_logger(config: Config, run: Path) -> Any | None:
 
     # A resumed run goes on under its own. Folders of a study have the same names wherever it is run.
     started = RunDirectory(run).read_run().get("started", "") if config.study else ""
+    before = run.name == FIRST  # of the arm whose folder it lies in
+    place, kind = (f"{run.parent.name}-{FIRST}", f"{config.name}-{FIRST}") if before else (run.name, config.name)
     return WandbLogger(
         project=config.logger.project,
-        name=f"{config.name}-{config.seed}",
-        version=re.sub(r"[^\w-]", "-", "-".join(filter(None, (config.name, run.name, started)))),
+        name=f"{kind}-{config.seed}",
+        version=re.sub(r"[^\w-]", "-", "-".join(filter(None, (config.name, place, started)))),
         save_dir=run,
         offline=config.logger.mode == "offline",
         group=config.study,
-        job_type=config.name if config.study else None,
+        job_type=kind if config.study else None,
     )
 
 

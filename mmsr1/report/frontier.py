@@ -34,6 +34,7 @@ from mmsr1.report.labels import place_labels
 from mmsr1.report.outcomes import OKABE_ITO
 from mmsr1.report.settings import Settings
 from mmsr1.report.style import COLOURS, STYLE
+from mmsr1.report.text import one_line
 
 _MARKERS = {"direct": "o", "rag": "s", "on_demand": "^"}
 _KINDS = (".png", ".svg")
@@ -71,6 +72,21 @@ def on_frontier(costs: Sequence[float], accuracies: Sequence[float]) -> list[boo
     ]
 
 
+def frontier_line(costs: Sequence[float], accuracies: Sequence[float], end: float) -> list[tuple[float, float]]:
+    """Its corners, as far as `end`: more calls can buy no less, so that it goes on to the right of the last point.
+
+    >>> frontier_line([0, 1, 2], [0.5, 0.9, 0.9], 3)
+    [(0, 0.5), (1, 0.5), (1, 0.9), (3, 0.9)]
+    """
+    spots = zip(costs, accuracies, strict=True)
+    reached = on_frontier(costs, accuracies)
+    first, *rest = sorted({spot for spot, best in zip(spots, reached, strict=True) if best})
+    line = [first]
+    for x, y in rest:
+        line += [(x, line[-1][1]), (x, y)]
+    return [*line, (end, line[-1][1])]
+
+
 def read_points(folders: Sequence[Path], score: str = "accuracy") -> tuple[list[Point], list[str]]:
     """The runs below the folders, each once, and which were left out and why, one line each.
 
@@ -80,7 +96,7 @@ def read_points(folders: Sequence[Path], score: str = "accuracy") -> tuple[list[
     for folder in folders:
         for run in _runs(folder):
             inside = run.relative_to(folder) if run != folder and len(folders) == 1 else run
-            places.setdefault(run.resolve(), _plain(str(inside)))
+            places.setdefault(run.resolve(), one_line(str(inside)))
     found: list[tuple[Point, Variant]] = []
     remarks: list[str] = []
     for run, place in places.items():
@@ -90,7 +106,7 @@ def read_points(folders: Sequence[Path], score: str = "accuracy") -> tuple[list[
             remarks.append(f"{place}: left out, {' '.join(str(error).split())[:200]}")
     differing = told_apart([variant for _, variant in found])
     named = zip(found, differing, strict=True)
-    return [replace(point, policy=_plain(point.policy + differs)) for (point, _), differs in named], remarks
+    return [replace(point, policy=one_line(point.policy + differs)) for (point, _), differs in named], remarks
 
 
 def _runs(folder: Path) -> Iterator[Path]:
@@ -124,9 +140,9 @@ def _point(run: Path, place: str, summary: Mapping[str, Any], score: str) -> tup
         variant = Variant(f"{run.parent.name}/{run.name}", str(run), (panel, workflow), {})
     point = Point(
         run=place,
-        panel=_plain(panel),
-        policy=_short(_plain(variant.name)),
-        workflow=_plain(workflow),
+        panel=one_line(panel),
+        policy=_short(one_line(variant.name)),
+        workflow=one_line(workflow),
         accuracy=accuracy,
         interval=interval_of(final, key),
         costs={_CALLS[0]: calls} | ({_COST[0]: cost} if cost is not None else {}),
@@ -145,10 +161,6 @@ def _validation(run: Path) -> str:
 def _number(figures: Mapping[str, Any], key: str) -> float | None:
     value = figures.get(key)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _plain(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _short(name: str) -> str:
@@ -202,12 +214,7 @@ def _draw(axes: Axes, points: Sequence[Point], name: str, colours: Mapping[str, 
     middle, widest = (min(ends) + max(ends)) / 2, max(costs) or 1.0
     room = 0.62 * max(max(ends) - min(ends), 0.2)
     axes.set(xlim=(-0.06 * widest, 1.12 * widest), ylim=(middle - room, middle + room))
-    spots = sorted({spot for spot, reached in zip(zip(costs, accuracies, strict=True), best, strict=True) if reached})
-    line = [spots[0]]
-    for x, y in spots[1:]:
-        line += [(x, line[-1][1]), (x, y)]
-    # More calls can buy no less: it goes on to the right of the last point.
-    line.append((1.12 * widest, line[-1][1]))
+    line = frontier_line(costs, accuracies, 1.12 * widest)
     axes.plot(*zip(*line, strict=True), color="#444444", linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
     for point, x, reached in zip(points, costs, best, strict=True):
         colour = colours[point.policy]

@@ -43,7 +43,7 @@ def substring_match(prediction: str, truths: Sequence[str]) -> bool:
 def grade(prediction: str, truths: Sequence[str]) -> float:
     """As a lenient judge would: 1 for an exact match, half the words' F1 otherwise (0 to 1/2), the best of the truths.
 
-    >>> grade("the river Thames", ["Thames"])
+    >>> grade("the Thames in London", ["Thames"])
     0.25
     """
     if exact_match(prediction, truths):

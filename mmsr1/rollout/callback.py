@@ -71,8 +71,8 @@ class RolloutCallback(Callback):
 
     `make_worker` starts engine and tools for a run folder and rank. `tool_rows` reads the tools' figures, `spent` says
     in one line why nothing is left to pay them with, if the run is to end then; what the budget refuses is then not
-    trained on. `resume` is the checkpoint to go on from. `at_end` gives further figures of the last weights, on the
-    first process alone.
+    trained on. `resume` is the checkpoint to go on from. `at_end` gives further figures of the last weights; all ranks
+    call it, and the first keeps what it returns.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RolloutCallback(Callback):
         tool_rows: Callable[[Mapping[Any, Any]], ToolRows],
         spent: Callable[[Mapping[Any, Any]], str | None] = lambda tools: None,
         resume: Path | None = None,
-        at_end: Callable[[RolloutWorker], Mapping[str, Any]] | None = None,
+        at_end: Callable[[RolloutWorker, Ranks], Mapping[str, Any]] | None = None,
     ) -> None:
         self.at_end = at_end
         self.make_worker, self.buffer = make_worker, buffer
@@ -185,8 +185,7 @@ class RolloutCallback(Callback):
         if validates:
             self._validate(step)
             if self.at_end is not None and step == self.schedule.steps:
-                if self.ranks.rank == 0:
-                    self.record.at_end(step, self.at_end(self.worker))
+                self.record.at_end(step, self.at_end(self.worker, self.ranks))
                 self.record.count_calls(self.tool_rows(self.worker.tools))
             stops = self._mind_budget(trainer, step)
         self._checkpoint(module, step, validates, stops)

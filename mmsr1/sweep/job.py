@@ -23,17 +23,19 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from mmsr1.assembly.settings import FREE, FREE_IN_TRAINING, compare, decides_nothing, flat
 from mmsr1.cli import USER_ERRORS, checked, explain, resumed
 from mmsr1.config import Config, check
 from mmsr1.files import is_locked
-from mmsr1.run_directory import RunDirectory
+from mmsr1.processes import close
+from mmsr1.run_directory import FIRST, RunDirectory
 from mmsr1.sweep import rows, watch
 from mmsr1.sweep.plan import run_dir
 
 LOGS = "logs"
-_CLOSING_S = 120  # a job that is told to end writes its summary and its report
+_DAMAGE = (OSError, ValueError, TypeError, AttributeError, KeyError, YAMLError)
 # Chosen by `mmsr1.models.plan.settle` where they are null; config.yaml has what it chose.
 _CHOSEN = ("trainer.optimizer_state", "trainer.offload")
 
@@ -65,6 +67,10 @@ class Call:
         except USER_ERRORS as error:
             job.say("failed", told=f"refused: {explain(error)}")
             return None
+        except _DAMAGE as error:  # one line of one job: the others are done
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            job.say("failed", told=f"refused: a file of the run that is there is damaged ({what}); remove {run}")
+            return None
         if command is None:
             job.say("skipped")
             return _objective(run)
@@ -93,15 +99,12 @@ class _Job:
             process = subprocess.Popen(
                 command, env=environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
             )
-            self.say("resumed" if how.startswith("resume=") else "started", pid=process.pid)
             try:
+                self.say("resumed" if how.startswith("resume=") else "started", pid=process.pid)
                 status = process.wait()
             except BaseException:  # the sweep is stopped, or a scheduler takes this process back
-                process.terminate()
-                try:
-                    process.wait(_CLOSING_S)
-                finally:
-                    self.say("interrupted", told="was interrupted")
+                close(process)
+                self.say("interrupted", told="was interrupted")
                 raise
         if status in (130, -signal.SIGTERM):
             self.say("interrupted", told="was interrupted")
@@ -154,7 +157,7 @@ def _is_free(key: str, free: tuple[str, ...], asked: Mapping[str, Any]) -> bool:
 def _check_first(config: Config, run: Path, overrides: list[str], name: str | None) -> None:
     """Raises ConfigError that names the first key in which the run before this one, if it has begun, differs from what
     would be begun now: the files that it names may have changed."""
-    from mmsr1.assembly.before import FIRST, arguments_of
+    from mmsr1.assembly.before import arguments_of
 
     folder = run / FIRST
     if config.first is None or not (folder / "config.yaml").is_file():

@@ -91,13 +91,15 @@ class _Sweep:
         self.call, self.folder = call, None
         self._total: int | None = None
         self._study: str | None = None
+        self._tunes = False
         self._told, self._lock, self._stopping = 0, threading.Lock(), False
 
     def started(self, config: Any) -> None:
         self._study = OmegaConf.select(config, "study")
         sweeper, task = config.hydra.sweeper, list(config.hydra.overrides.task)
         self._total = OmegaConf.select(sweeper, "n_trials")
-        if self._total is None:
+        self._tunes = self._total is not None
+        if not self._tunes:
             with suppress(HydraException):  # the sweeper will tell
                 self._total = len(expanded(sweeper.params or {}, task, GlobalHydra.instance().config_loader()))
         self.folder = Path(config.hydra.sweep.dir).resolve()
@@ -112,7 +114,8 @@ class _Sweep:
             said = str(error).strip().splitlines()
             return f"the launcher gave up ({said[0] if said else type(error).__name__}); jobs may still be at work"
         seen = self._last()
-        if isinstance(error, ValueError) and seen and not any(row.event in rows.DONE for row in seen.values()):
+        worthless = seen and not any(row.event in rows.DONE for row in seen.values())
+        if self._tunes and worthless and isinstance(error, ValueError):
             return "no trial has a value"  # Optuna has no best one then
         raise error
 
@@ -235,7 +238,9 @@ def _line(job: str, row: rows.Row) -> str | None:
 def _is_done(row: rows.Row) -> bool:
     """Its last line may be lost with the process that was to write it; its run directory tells too."""
     if row.event in rows.UNDER_WAY:
-        return RunDirectory(Path(row.folder)).read_run().get("status") == "finished"
+        with suppress(OSError, ValueError, AttributeError):  # half a file of a process that was killed says no
+            return RunDirectory(Path(row.folder)).read_run().get("status") == "finished"
+        return False
     return row.event in rows.DONE
 
 

@@ -22,7 +22,7 @@ from mmsr1.report.study.__main__ import main
 from mmsr1.report.study.page import boundaries, price_of
 from mmsr1.report.study.page import write_study as write_report
 from mmsr1.report.study.runs import Study, read_study
-from mmsr1.report.study.tables import plain
+from mmsr1.report.study.tables import paragraph, plain
 
 ARMS = [MadeArm("none", 0.95, 0.97, 0.0), MadeArm("tenth", 0.1, 0.95, 0.1), MadeArm("dear", 0.02, 0.9, 0.4)]
 
@@ -192,6 +192,7 @@ def test_names_of_arms_and_errors_are_text_everywhere(tmp_path: Path) -> None:
     text, told = page.read_text(), (folder / "results.md").read_text()
     assert "<script>" not in text and "<img src=x" not in text and "<b onmouseover" not in text
     assert not re.search(r"(?<!\\)<(?:script|img|b )", told) and "second line" not in text
+    assert paragraph("# x ~y~") == "\\# x \\~y\\~" and paragraph("1. a") == "1\\. a" and paragraph("0.1: a") == "0.1: a"
     assert plain("a | b\nc") == "a \\| b c" and plain("[x](y)") == "[x\\](y)" and plain("penalty_0.1") == "penalty_0.1"
     svg = (folder / "figures" / "final.svg").read_text()
     assert "onerror" not in re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)

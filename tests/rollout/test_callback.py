@@ -355,7 +355,7 @@ def test_the_end_of_a_run_has_figures_of_its_own_and_its_calls_are_counted(tiny,
     rehearsal = Rehearsal(tiny, tmp_path, answer=search_then_answer)
     met = []
 
-    def at_end(worker: RolloutWorker) -> dict[str, Any]:
+    def at_end(worker: RolloutWorker, ranks: Ranks) -> dict[str, Any]:
         met.append(rehearsal.engine.versions[-1])
         return {"over_search": 0.5, "over_search_ci95": [0.4, 0.6]}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from mmsr1.cli import CommandParser, refuse
 from mmsr1.report.study.page import write_study
 from mmsr1.report.study.runs import Study, read_study
+from mmsr1.report.text import one_line
 from mmsr1.sweep import Planned, command_of, planned
 from mmsr1.sweep.plan import FILE, run_dir
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     for gap in study.gaps:
-        sys.stderr.write(f"{gap.folder}: {gap.status}{f', {gap.reason}' if gap.reason else ''}\n")
+        sys.stderr.write(f"{one_line(gap.folder)}: {gap.status}{f', {gap.reason}' if gap.reason else ''}\n")
     sys.stdout.write(f"{len(study.runs)} of {len(study.runs) + len(study.gaps)} runs; report: {page}\n")
     return 0
 
@@ -59,11 +60,11 @@ def _missing(study: Study, jobs: Sequence[Planned]) -> int:
     for gap in study.gaps:
         job = known.get(gap.folder.resolve())
         if gap.status == "running":
-            sys.stderr.write(f"{gap.folder}: {gap.reason}; there is no command for it\n")
-        elif gap.status != "damaged":
+            sys.stderr.write(f"{one_line(gap.folder)}: {gap.reason}; there is no command for it\n")
+        elif gap.status != "damaged" and (job or (gap.folder / "config.yaml").is_file()):
             sys.stdout.write(f"{command_of(job or Planned((), gap.folder))}\n")
         elif job is None:
-            sys.stderr.write(f"{gap.folder}: {gap.reason}; no {FILE} says how it was made\n")
+            sys.stderr.write(f"{one_line(gap.folder)}: {gap.reason or gap.status}; no {FILE} says how it was made\n")
         else:
             aside = _free(study.folder / "damaged" / gap.folder.name)
             moved = (

@@ -157,16 +157,24 @@ def _said(value: Any, seed: int | None) -> str:
 
 
 def spent(arm: Arm) -> Mapping[str, float | None]:
-    """Sums over its runs; None where one does not know."""
+    """Sums over its runs and what came before them; None where one does not know."""
     columns = {
-        "cost_usd": [run.summary.get("cost_usd") for run in arm.runs],
-        "cost_usd_uncached": [run.summary.get("cost_usd_uncached") for run in arm.runs],
-        "wall_seconds": [run.run.get("wall_seconds", run.summary.get("wall_seconds")) for run in arm.runs],
+        "cost_usd": [_with_first(run, "cost_usd") for run in arm.runs],
+        "cost_usd_uncached": [_with_first(run, "cost_usd_uncached") for run in arm.runs],
+        # A single process has the run before it within its own time.
+        "wall_seconds": [
+            _with_first(run, "wall_seconds") if run.processes > 1 else _number(run.run.get("wall_seconds"))
+            for run in arm.runs
+        ],
     }
-    known = {
-        name: [number for one in column if (number := _number(one)) is not None] for name, column in columns.items()
-    }
+    known = {name: [number for number in column if number is not None] for name, column in columns.items()}
     return {name: math.fsum(some) if len(some) == len(arm.runs) else None for name, some in known.items()}
+
+
+def _with_first(run: StudyRun, key: str) -> float | None:
+    own = _number((run.run if key == "wall_seconds" else run.summary).get(key))
+    before = _number(run.first.get(key)) if run.first else 0.0
+    return None if own is None or before is None else own + before
 
 
 def commits(study: Study) -> dict[str, int]:

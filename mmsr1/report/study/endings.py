@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from mmsr1.report.frontier import on_frontier
+from mmsr1.report.frontier import frontier_line, on_frontier
 from mmsr1.report.labels import place_labels
 from mmsr1.report.outcomes import DIRECT, DIRECT_WRONG, OKABE_ITO, SEARCHED, SEARCHED_WRONG
 from mmsr1.report.study.compared import Estimate, estimate
@@ -124,8 +124,8 @@ def draw_frontier(arms: Sequence[Arm], marks: Marks, beside: Sequence[Arm] = ())
         # No more room than what the points and most of the bars need: bars over few seeds may be long.
         _limits(axes.set_xlim, [x for x, _ in spots], [end for place in places for end in _ends(place.calls)])
         _limits(axes.set_ylim, [y for _, y in spots], [end for place in places for end in _ends(place.accuracy)], 1.02)
-        best = on_frontier(*zip(*spots[: len(own)], strict=True))
-        line = _frontier_line(spots[: len(own)], best, axes.get_xlim()[1])
+        costs, accuracies = zip(*spots[: len(own)], strict=True)
+        best, line = on_frontier(costs, accuracies), frontier_line(costs, accuracies, axes.get_xlim()[1])
         axes.plot(*zip(*line, strict=True), color=INK, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
         bars = []
         for place, look, filled in zip(places, looks, [*best, *(True for _ in others)], strict=True):
@@ -183,12 +183,3 @@ def _limits(
     room = max(0.35 * (high - low), 0.08)
     low, high = max(min(ends) - 0.02, low - room), min(max(ends) + 0.02, high + room, most)
     set_limits(low - 0.04 * (high - low), high + 0.04 * (high - low))
-
-
-def _frontier_line(spots: Sequence[tuple[float, float]], best: Sequence[bool], end: float) -> list[tuple[float, float]]:
-    """Its corners; more calls can buy no less, so that it goes on to the right."""
-    first, *rest = sorted({spot for spot, reached in zip(spots, best, strict=True) if reached})
-    line = [first]
-    for x, y in rest:
-        line += [(x, line[-1][1]), (x, y)]
-    return [*line, (end, line[-1][1])]

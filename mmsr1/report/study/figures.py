@@ -21,6 +21,7 @@ from mmsr1.report.boundary import Boundary, Estimate
 from mmsr1.report.curves import series
 from mmsr1.report.study.runs import Arm, StudyRun
 from mmsr1.report.style import INK, STYLE, Mark, mark
+from mmsr1.report.text import one_line
 
 Floats = NDArray[np.float64]
 Marks = Mapping[str, Mark]
@@ -62,7 +63,7 @@ def settle(figure: Figure) -> None:
 
 def shown(name: str) -> str:
     """The name of an arm as one short line. A leading underscore would hide it from legends."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    line = one_line(name)
     line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 12]}...{line[-9:]}"
     return f" {line}" if line.startswith("_") else line
 
@@ -113,7 +114,7 @@ def draw_dynamics(arms: Sequence[Arm], marks: Marks) -> Figure:
             for arm in arms:
                 _draw_curve(axes, arm, key, marks[arm.name])
             axes.set_title(title, loc="left")
-            axes.set_xlabel("rollout step")
+            axes.set_xlabel("training step")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.15)
             if whole:
@@ -142,13 +143,12 @@ def _draw_curve(axes: Axes, arm: Arm, key: str, look: Mark) -> None:
 
 
 def _legend_rows(arms: Sequence[Arm]) -> int:
-    return math.ceil(len(arms) / _columns(arms))
+    return math.ceil(len(arms) / _columns([shown(arm.name) for arm in arms]))
 
 
-def _columns(arms: Sequence[Arm]) -> int:
+def _columns(names: Sequence[str]) -> int:
     """As many as fit the width with the longest name."""
-    longest = max(len(shown(arm.name)) for arm in arms)
-    return max(1, min(len(arms), int(WIDTH * 72 / (5.2 * longest + 52))))
+    return max(1, min(len(names), int(WIDTH * 72 / (5.2 * max(map(len, names)) + 52))))
 
 
 def _legend(figure: Figure, arms: Sequence[Arm], marks: Marks) -> None:
@@ -157,7 +157,7 @@ def _legend(figure: Figure, arms: Sequence[Arm], marks: Marks) -> None:
         for look in (marks[arm.name] for arm in arms)
     ]
     names = [shown(arm.name) for arm in arms]
-    figure.legend(lines, names, loc="outside upper left", ncols=_columns(arms), handlelength=3.4)
+    figure.legend(lines, names, loc="outside upper left", ncols=_columns(names), handlelength=3.4)
 
 
 # ---- the boundary
@@ -189,10 +189,8 @@ def draw_boundary(found: Mapping[str, Boundary], marks: Marks) -> Figure:
             Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, markersize=5) for look in looks
         ]
         lines.append(Line2D([], [], color=INK, marker="|", markersize=11, markeredgewidth=2, linestyle=""))
-        columns = max(1, min(len(names) + 1, int(WIDTH * 72 / (5.2 * max(*map(len, names), 24) + 52))))
-        figure.legend(
-            lines, [*names, "predicted by the reward"], loc="outside upper left", ncols=columns, handlelength=3.2
-        )
+        labels = [*names, "predicted by the reward"]
+        figure.legend(lines, labels, loc="outside upper left", ncols=_columns(labels), handlelength=3.2)
     return figure
 
 

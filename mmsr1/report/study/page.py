@@ -20,6 +20,9 @@ from mmsr1.report.study.runs import Arm, Study
 from mmsr1.report.study.tables import Table
 
 _MODES = ("per_question", "per_call")
+# Validation charges no price, and always the full penalty.
+_IN_TRAINING = ("rewards.target_calls", "rewards.price_proportional", "rewards.price_integral")
+_IN_TRAINING += ("rewards.penalty_warmup_steps",)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def sections_of(study: Study, reference: Arm | None, beside: Study | None = None
     arms, marks = study.arms, figures.marks_of(study.arms)
     return [
         _dynamics(arms, marks),
-        _final(arms, marks),
+        _final(study, marks),
         Section(
             "Behaviour", "behaviour", ("Right and wrong answers, with and without a search: means over the seeds.",),
             figures.pictures(endings.draw_behaviour(arms)), tables.final(arms, tables.BEHAVIOUR),
@@ -112,12 +115,18 @@ def _dynamics(arms: Sequence[Arm], marks: figures.Marks) -> Section:
         notes.append(f"Curves are smoothed: each point is the mean of {counts} neighbouring steps.")
     if any(not training and len(steps) for steps, _, training in curves):
         notes.append("Hollow markers: validations, of an arm whose training has no such figure.")
+    kinds = {str(run.config.get("algorithm.kind", "grpo")) for arm in arms for run in arm.runs}
+    if len(kinds) > 1:
+        notes.append("A step of GRPO is one of rollouts, a step of SFT a batch of demonstrations.")
+    if any(run.config.get("first") for arm in arms for run in arm.runs):
+        notes.append("Of an arm that starts from a run of its own (first), the steps after it are shown.")
     if any(run.config.get("rewards.target_calls") is not None for arm in arms for run in arm.runs):
         notes.append("The reward in training is what is left after the price of the calls; validation charges none.")
     return Section("Training", "dynamics", tuple(notes), figures.pictures(figures.draw_dynamics(arms, marks)))
 
 
-def _final(arms: Sequence[Arm], marks: figures.Marks) -> Section:
+def _final(study: Study, marks: figures.Marks) -> Section:
+    arms = study.arms
     notes = [
         "The last validation: means over the seeds with 95 % intervals over them (Student's t, one degree of freedom "
         "less than there are seeds), which cover how training varies, on these questions. Ticks are the seeds; where "
@@ -128,6 +137,7 @@ def _final(arms: Sequence[Arm], marks: figures.Marks) -> Section:
             "Of an arm with one run the interval is that run's own, clustered by image: it covers the choice of "
             "questions, and says nothing of how training varies."
         )
+    notes += _own_rewards(study)
     drawn = figures.pictures(endings.draw_final(arms, marks))
     return Section("At the end of training", "final", tuple(notes), drawn, tables.final(arms))
 
@@ -137,6 +147,7 @@ def _frontier(study: Study, marks: figures.Marks, beside: Study | None) -> Secti
         "Faint: every seed. Filled: no other arm is at least as accurate for at most the calls. Bars are the "
         "intervals of the table above; one that leaves the picture is longer than shown."
     ]
+    notes += [one for one in _own_rewards(study) if "accuracy" in one]
     others = () if beside is None else beside.arms
     if beside is not None and others:
         notes.append(f"Grey: the arms of {beside.name}, with the same intervals; the line does not heed them.")
@@ -167,7 +178,7 @@ def _tests(study: Study, reference: Arm) -> Section:
 
 
 def _own_rewards(study: Study) -> list[str]:
-    keys = [key for key, _ in differing(study) if key.startswith("rewards.")]
+    keys = [key for key, _ in differing(study) if key.startswith("rewards.") and key not in _IN_TRAINING]
     if not keys:
         return []
     scored = "reward and accuracy" if "rewards.match" in keys else "reward"
@@ -205,7 +216,11 @@ def _boundary(study: Study, marks: figures.Marks) -> list[Section]:
 
 
 def _slice(study: Study) -> str:
-    asked = {str(run.config.get("trainer.counterfactual_split", "validation")) for run in study.runs if run.branches}
+    asked = {
+        str(run.config.get("trainer.counterfactual_split")) if run.config.get("data.kind") == "emblem" else "validation"
+        for run in study.runs
+        if run.branches
+    }
     return f"questions of the {' and '.join(sorted(asked))} split"
 
 
@@ -251,7 +266,7 @@ def _image(drawn: Mapping[str, bytes] | None) -> str | None:
 
 
 def _markdown(study: Study, told: Sequence[str], sections: Sequence[Section]) -> str:
-    parts: list[Any] = [f"# {tables.plain(study.name)}\n", "\n".join(map(tables.plain, told)) + "\n"]
+    parts: list[Any] = [f"# {tables.plain(study.name)}\n", "\n".join(map(tables.paragraph, told)) + "\n"]
     if study.gaps:
         parts += ["## Gaps\n", tables.markdown(tables.gaps(study.gaps))]
     for section in sections:
@@ -260,5 +275,5 @@ def _markdown(study: Study, told: Sequence[str], sections: Sequence[Section]) ->
             parts.append(f"![{section.title}](figures/{section.name}.png)\n")
         if section.table and section.table.rows:
             parts.append(tables.markdown(section.table))
-        parts.append("\n".join(map(tables.plain, section.notes)) + "\n")
+        parts.append("\n".join(map(tables.paragraph, section.notes)) + "\n")
     return "\n".join(parts)

@@ -23,11 +23,12 @@ from mmsr1.evaluation.compare import read_run
 from mmsr1.evaluation.lines import BRANCHES_FILE
 from mmsr1.evaluation.outcome import Outcome
 from mmsr1.files import is_locked, scan_lines
-from mmsr1.run_directory import RunDirectory
+from mmsr1.report.text import one_line
+from mmsr1.run_directory import FIRST, RunDirectory
 
 _NAMED = re.compile(r"(.+)__seed(\d+)")
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
-_DAMAGE += (OmegaConfBaseException,)
+_DAMAGE += (OmegaConfBaseException, ArithmeticError)
 NEEDED = ("accuracy", "reward", "search_ratio", "calls_per_question")
 _LONGEST = 200  # characters of a reason
 
@@ -46,7 +47,8 @@ class Gap:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run that counts. `final` are the figures of its last validation, with `_ci95`; `outcomes` its episodes, and
+    """A run that counts. `first` is the summary of the run before it, empty without one; `final` are the figures of its
+    last validation, with `_ci95`; `outcomes` its episodes, and
     `branches` its lines of forced ways, as far as it has any."""
 
     folder: Path
@@ -55,9 +57,14 @@ class StudyRun:
     config: Mapping[str, Any]
     run: Mapping[str, Any]
     summary: Mapping[str, Any]
+    first: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]] = field(repr=False)
     outcomes: Sequence[Outcome] = field(repr=False)
     branches: Sequence[Mapping[str, Any]] = field(repr=False)
+
+    @property
+    def processes(self) -> int:
+        return int(self.config.get("trainer.devices", 1)) * int(self.config.get("trainer.num_nodes", 1))
 
     @property
     def final(self) -> Mapping[str, Any]:
@@ -156,7 +163,7 @@ def _unfinished(folder: Path, run: Mapping[str, Any]) -> tuple[str, str]:
 def _line(said: object) -> str:
     """The first line, in characters that people can see."""
     first = next((line for line in str(said).splitlines() if line.strip()), "")
-    shown = " ".join("".join(c if c.isprintable() else " " for c in first).split())
+    shown = one_line(first)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
 
 
@@ -192,8 +199,13 @@ def _whole(folder: Path, arm: str, seed: int | None, run: Mapping[str, Any]) -> 
     metrics, branches = (_rows(folder / name) for name in ("metrics.jsonl", BRANCHES_FILE))
     if not all(isinstance(row.get("step"), int) and isinstance(row.get("split"), str) for row in metrics):
         raise ValueError("metrics.jsonl: a line without its step and split")
+    if any(not isinstance(value, int | float | str | None) for row in metrics for value in row.values()):
+        raise ValueError("metrics.jsonl: a figure that is no number")
+    if not isinstance(run.get("git_commits", []), list):
+        raise ValueError("run.json: git_commits is no list")
     about = config.get("seed", seed)
-    return StudyRun(folder, str(config["name"]), about, config, run, summary, metrics, outcomes, branches)
+    first = _json(folder / FIRST, "summary.json")
+    return StudyRun(folder, str(config["name"]), about, config, run, summary, first, metrics, outcomes, branches)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from mmsr1.report.page import duration
 from mmsr1.report.study import compared
 from mmsr1.report.study.compared import UNBOUNDED, Test, estimate
 from mmsr1.report.study.runs import Arm, Gap, Study
+from mmsr1.report.text import one_line
 
 FINAL = (
     ("reward", "reward"),
@@ -37,7 +38,7 @@ DYNAMICS = (
 
 
 # What Markdown would read as more than text; names like penalty_0.1 and intervals stay readable.
-_MARKUP = re.compile(r"[\\\\|`*<&]|](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_MARKUP = re.compile(r"[\\\\|`*<&~$]|](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def boundary(found: Mapping[str, Boundary]) -> Table:
     for name, one in found.items():
         learned = _estimate(one.learned, "") + (" (hardly depends on p)" if one.flat else "")
         predicted = _estimate(one.predicted, "") if one.predicted else "no fixed price"
-        apart = _estimate(one.difference, "+") if one.difference else "-"
+        apart = f"{_bound(one.learned.value)}{_estimate(one.difference, '+')}" if one.difference else "-"
         asked = f"{one.questions} ({one.places} places, {len(one.by_seed)} seeds)"
         rows.append((name, predicted, learned, apart, ", ".join(map(_switch, one.by_seed)), asked))
     return Table(headings, tuple(rows))
@@ -130,8 +131,12 @@ def _estimate(found: Estimate, sign: str) -> str:
 
 
 def _switch(value: float) -> str:
+    return f"{_bound(value)}{value:.0f}" if _bound(value) else f"{value:.2f}"
+
+
+def _bound(switch: float) -> str:
     """Of policies that always, or never, search at any p nothing but a limit is known."""
-    return ">= 1" if value >= 1 else "<= 0" if value <= 0 else f"{value:.2f}"
+    return ">= " if switch >= 1 else "<= " if switch <= 0 else ""
 
 
 # ---- files
@@ -180,5 +185,9 @@ def markdown(table: Table) -> str:
 
 def plain(text: str) -> str:
     """In one line, as text: nothing in it becomes a cell, a tag, a link or emphasis."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return _MARKUP.sub(r"\\\g<0>", line)
+    return _MARKUP.sub(r"\\\g<0>", one_line(text))
+
+
+def paragraph(text: str) -> str:
+    """The same where a line begins, which makes headings and lists of some characters."""
+    return re.sub(r"^(?=[#>+=-])|^(\d+)(?=[.)]\s)", r"\1\\", plain(text))
