@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
 import pytest
 from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from mmsr1.assembly.before import arguments_of
@@ -17,7 +19,7 @@ from mmsr1.cli import CONF, checked, composed
 from mmsr1.config import Config, ConfigError
 from mmsr1.models.plan import settle
 from mmsr1.sweep import rows
-from mmsr1.sweep.job import _check_first, _command, _objective
+from mmsr1.sweep.job import Call, _check_first, _command, _objective
 from mmsr1.sweep.watch import _is_done
 
 
@@ -100,6 +102,24 @@ def test_a_run_of_before_lacks_the_keys_that_are_new(run: Path) -> None:
     del saved["study"], saved["trainer"]["counterfactual_questions"]
     OmegaConf.save(saved, run / "config.yaml")
     assert command(run) == [f"resume={run}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("run.json", b"{"), ("run.json", b"[]"), ("config.yaml", b"\xff"), ("config.yaml", b"{")]
+)
+def test_a_damaged_file_is_one_line_of_its_job(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    (run / name).write_bytes(content)
+    job = SimpleNamespace(num=0, config_name="config")
+    sweep = SimpleNamespace(dir=str(tmp_path), subdir="run")
+    runtime, task = SimpleNamespace(output_dir=str(run)), SimpleNamespace(task=["model=tiny"])
+    settings = SimpleNamespace(sweep=sweep, runtime=runtime, job=job, overrides=task)
+    monkeypatch.setattr(HydraConfig, "get", lambda: settings)
+    call = Call(Config, "0", "train.py")
+    assert call.do(composed(["model=tiny"])) is None
+    (row,) = rows.read(tmp_path, call.id)
+    assert row.event == "failed" and row.told.startswith("refused: ") and str(run) in row.told
 
 
 def test_a_folder_where_a_process_is_at_work_is_refused(run: Path) -> None:
