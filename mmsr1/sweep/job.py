@@ -69,7 +69,10 @@ class Call:
             return None
         except _DAMAGE as error:  # one line of one job: the others are done
             what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            job.say("failed", told=f"refused: a file of the run that is there is damaged ({what}); move {run} away to start anew")
+            job.say(
+                "failed",
+                told=f"refused: a file of the run that is there is damaged ({what}); move {run} away to start anew",
+            )
             return None
         if command is None:
             job.say("skipped")
