@@ -160,7 +160,7 @@ def test_everything_is_written_and_again_the_same(study: Study, written: Path, t
     page = write_report(study, tmp_path)
     names = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file())
     drawn = [f"figures/{n}.{kind}" for n in ("behaviour", "dynamics", "final", "frontier") for kind in ("png", "svg")]
-    assert names == ["dynamics.csv", *drawn, "report.html", "results.csv", "results.md"]
+    assert names == ["config.yaml", "dynamics.csv", *drawn, "report.html", "results.csv", "results.md"]
     assert all((tmp_path / name).read_bytes() == (written / name).read_bytes() for name in names)
     text = page.read_text()
     assert text.count('<img src="data:image/svg+xml;base64,') == 4 and "complete" in text

@@ -1,8 +1,9 @@
 """The report of a study: `python -m mmsr1.report.study outputs/<study> [--missing] [--out FOLDER] [--beside STUDY]`.
 
-Written are report.html (one file, no network), figures/*.png and *.svg, results.md, results.csv (a line a run) and
-dynamics.csv. Runs that are missing, failed or damaged are gaps: they are told first, and are in no figure. `--missing`
-writes nothing: it prints one command a line that fills each gap, and exits with 1 if there is any.
+Written are report.html (one file, no network), figures/*.png and *.svg, results.md, results.csv (a line a run),
+dynamics.csv, and the config.yaml of one run. Runs that are missing, failed or damaged are gaps: they are told first,
+and are in no figure. `--missing` writes nothing: it prints one command a line that fills each gap, and exits with 1 if
+there is any.
 """
 
 from __future__ import annotations

@@ -42,13 +42,16 @@ def write_study(study: Study, out: Path, reference: str | None = None, beside: S
 
     Raises ValueError for a `reference` that is no arm of the study, OSError where `out` cannot be written.
     """
-    sections = sections_of(study, reference_of(study, reference), beside)
+    held_against = reference_of(study, reference)
+    sections = sections_of(study, held_against, beside)
     told = _told(study)
     for section in sections:
         for kind, data in (section.drawn or {}).items():
             write_whole(out / "figures" / f"{section.name}.{kind}", data)
     write_whole(out / "results.csv", tables.results_csv(study))
     write_whole(out / "dynamics.csv", tables.dynamics_csv(study))
+    if held_against is not None:
+        write_whole(out / "config.yaml", (held_against.runs[0].folder / "config.yaml").read_bytes())
     write_whole(out / "results.md", _markdown(study, told, sections).encode("utf-8", "replace"))
     page = environment().get_template("study.html.j2").render(
         name=study.name,
@@ -186,7 +189,10 @@ def _own_rewards(study: Study) -> list[str]:
 
 
 def _config_notes(study: Study) -> tuple[str, ...]:
-    notes = ("Keys that differ between the arms; seeds, names, folders and what decides no figure are left out.",)
+    notes = (
+        "Keys that differ between the arms; seeds, names, folders and what decides no figure are left out. config.yaml "
+        "has all keys of one run, the first of the arm that others are held against.",
+    )
     if any(" / " in value for _, *row in tables.differing(study).rows for value in row):
         notes += ("Several values in one cell: the seeds of that arm differ, and are not repeats of one another.",)
     return notes
