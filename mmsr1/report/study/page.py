@@ -23,6 +23,10 @@ _MODES = ("per_question", "per_call")
 # Validation charges no price, and always the full penalty.
 _IN_TRAINING = ("rewards.target_calls", "rewards.price_proportional", "rewards.price_integral")
 _IN_TRAINING += ("rewards.penalty_warmup_steps",)
+_CONFIGURATION = (
+    "Keys that differ between the arms; seeds, names, folders and what decides no figure are left out. config.yaml "
+    "has all keys of one run, the first of the arm that others are held against."
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def sections_of(study: Study, reference: Arm | None, beside: Study | None = None
         _frontier(study, marks, beside),
         _tests(study, reference),
         *_boundary(study, marks),
-        Section("Configuration", "configuration", _config_notes(study), None, tables.differing(study)),
+        Section("Configuration", "configuration", (_CONFIGURATION,), None, tables.differing(study)),
         Section("Cost and time", "cost", ("Sums over the runs that are whole.",), None, tables.spent(arms)),
     ]  # fmt: skip
 
@@ -186,16 +190,6 @@ def _own_rewards(study: Study) -> list[str]:
         return []
     scored = "reward and accuracy" if "rewards.match" in keys else "reward"
     return [f"Each arm is scored by its own rewards ({', '.join(keys)} differ): a difference in {scored} is that too."]
-
-
-def _config_notes(study: Study) -> tuple[str, ...]:
-    notes = (
-        "Keys that differ between the arms; seeds, names, folders and what decides no figure are left out. config.yaml "
-        "has all keys of one run, the first of the arm that others are held against.",
-    )
-    if any(" / " in value for _, *row in tables.differing(study).rows for value in row):
-        notes += ("Several values in one cell: the seeds of that arm differ, and are not repeats of one another.",)
-    return notes
 
 
 # ---- the boundary
