@@ -23,7 +23,9 @@ def launchers() -> list[Check]:
         where = (f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${name}__seed${seed}", f"hydra/launcher={name}")
         arguments = ("-m", *_SHORT, "trainer.counterfactual=0", "seed=0,1", *where, *more)
         result, seconds = command(sys.executable, "train.py", *arguments, check=False)
-        done = f"2 of 2 jobs done: {folder.relative_to(OUTPUT.parents[1])}\n" in result.stdout
+        done = (
+            "2 of 2 jobs done in " in result.stdout and f": {folder.relative_to(OUTPUT.parents[1])}\n" in result.stdout
+        )
         checks.append(holds("6", f"{name}: both runs finish", result.returncode == 0 and done))
         checks.append(reported("6", f"{name}: seconds", f"{seconds:.0f}"))
         rewards[name] = [summary(job.folder)["final"]["reward"] for job in planned(folder)] if done else []

@@ -75,6 +75,7 @@ def run_command(
         settings = HydraConfig.get()
         output = Path(settings.runtime.output_dir)
         with _mistakes_in_one_line(full_errors, output):  # here already: Hydra would announce what reaches it
+            _check_single(raw)
             job(checked(raw if raw.resume is None else resumed(output, list(settings.overrides.task), node)), output)
 
     with _mistakes_in_one_line(full_errors):
@@ -86,6 +87,14 @@ def run_command(
 
             if not sweep(Call(node, _FULL_ERROR), composing, after_sweep):
                 sys.exit(1)
+
+
+def _check_single(raw: Any) -> None:
+    """Raises ConfigError for a study without -m: a sweep's own jobs have a folder given."""
+    named = any(one.startswith("hydra.run.dir=") for one in sys.argv)
+    remedy = "is a sweep; put -m before it, or name the folder of a single run: hydra.run.dir=FOLDER"
+    study = OmegaConf.select(raw, "study")
+    check(study is None or named, "study", study, remedy)
 
 
 @contextmanager

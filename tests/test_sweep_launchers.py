@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from sweep_program import ROOT, STUDY, environment, make, swept
+from sweep_program import ROOT, STUDY, Swept, environment, make, swept
 
 from mmsr1.cli import explain
-from mmsr1.config import register
+from mmsr1.config import Config, register
 from mmsr1.sweep import rows
+from mmsr1.sweep.job import Call
 from mmsr1.sweep.watch import _Sweep
 
 
@@ -33,6 +35,10 @@ def folder(tmp_path: Path) -> Path:
 
 def status(run: Path) -> str:
     return json.loads((run / "run.json").read_text())["status"]
+
+
+def done(outcome: Swept, count: int, total: int, folder: str) -> bool:
+    return bool(re.search(rf"^{count} of {total} jobs done in [0-9.]+ min: {folder}$", outcome.out, re.MULTILINE))
 
 
 def lines(err: str) -> list[str]:
@@ -49,7 +55,7 @@ def test_a_failed_job_loses_no_other_and_the_same_command_fills_the_gap(folder: 
         "job 3 of 3: default__seed2",
         f"failed: {study}/default__seed1: ended with status 1",
     ]
-    assert "2 of 3 jobs done: study\n" in first.out and "table of study\n" in first.out
+    assert done(first, 2, 3, "study") and "table of study\n" in first.out
     before = (study / "default__seed0" / "run.json").read_bytes()
 
     again = swept(folder, *STUDY, "seed=0,1,2", "trainer.threads=3")
@@ -58,17 +64,42 @@ def test_a_failed_job_loses_no_other_and_the_same_command_fills_the_gap(folder: 
         "job 2 of 3: default__seed1: goes on where it was",
         "job 3 of 3: default__seed2: finished before, with this configuration",
     ]
-    assert "output of seed 1" in again.out and "3 of 3 jobs done: study\n" in again.out
+    assert "output of seed 1" in again.out and done(again, 3, 3, "study")
     assert "output of seed 0" not in again.out
     assert status(study / "default__seed1") == "finished"
 
     other = swept(folder, *STUDY, "seed=0", "rollout.turns=2")
-    told = f"refused: rollout.turns=2: {study}/default__seed0 was begun with 3; give that, or another folder"
-    assert other.status == 1 and lines(other.err) == [
-        f"job 1 of 1: default__seed0: {told}; the sweep goes on",
-        f"failed: {study}/default__seed0: {told}",
-    ]
+    told = f"rollout.turns=2: {study}/default__seed0 was begun with 3; give that, or another folder"
+    how = "(hydra.sweep.dir=FOLDER names another) (default__seed0 of 1 jobs; nothing was started)"
+    assert (other.status, other.err) == (2, f"error: {told} {how}\n")
     assert (study / "default__seed0" / "run.json").read_bytes() == before
+
+
+def test_a_sweep_of_which_a_job_may_not_start_starts_none_and_changes_no_plan(folder: Path) -> None:
+    assert swept(folder, *STUDY, "seed=0").status == 0
+    plan = (folder / "study" / "plan.jsonl").read_bytes()
+    for given, told in (
+        (("seed=2,3", "rewards.search_penalty=0.1,2"), "rewards.search_penalty=2"),
+        (("seed=2", "rewards.search_penalty=0.1,x"), "rewards.search_penalty=x: must be a number"),
+        (("seed=2", "algorithm.lr=0.1,0.2"), "hydra.sweep.subdir: 2 jobs have one folder; "),
+        (("seed=0,2", "rollout.turns=2"), "rollout.turns=2: "),
+        (("+study=reward,search_penalty",), "study: one at a time; "),
+        (("seed=2", "hydra/launcher=slurm"), "hydra/launcher=slurm: "),
+    ):
+        outcome = swept(folder, *STUDY, *given)
+        assert outcome.status == 2 and f"error: {told}" in outcome.err and "Traceback" not in outcome.err, given
+        assert (folder / "study" / "plan.jsonl").read_bytes() == plan
+        assert [run.name for run in (folder / "study").glob("*__seed*")] == ["default__seed0"]
+
+
+def test_options_stand_where_they_like(folder: Path) -> None:
+    """Hydra is told something on the command line."""
+    command = [sys.executable, "program.py", *STUDY, "seed=0", "-m"]
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "1 of 1 jobs done" in done.stdout
+    alone = [sys.executable, "program.py", "model=tiny", "+study=reward"]
+    done = subprocess.run(alone, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and done.stderr.startswith("error: study=reward: is a sweep; put -m before it")
 
 
 @pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("slurm_local",)], ids=lambda one: one[0])
@@ -85,7 +116,7 @@ def test_jobs_of_other_processes_are_told_counted_and_kept_apart(folder: Path, l
     log = study / "logs" / "default__seed1.log"
     assert told[4:] == [f"failed: {study}/default__seed1: ended with status 1; its output: {log}"]
     assert log.read_text() == "output of seed 1\n" and "output of seed" not in outcome.out
-    assert "1 of 2 jobs done: study\n" in outcome.out and "table of study\n" in outcome.out
+    assert done(outcome, 1, 2, "study") and "table of study\n" in outcome.out
     assert [status(study / f"default__seed{seed}") for seed in (0, 1)] == ["finished", "failed"]
 
 
@@ -95,13 +126,13 @@ def test_optuna_maximises_the_reward_and_outlives_a_failed_trial(folder: Path) -
     trials = ("hydra.sweep.dir=trials", "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=1")
     outcome = swept(folder, "hydra/sweeper=tune", "model=tiny", *trials, *space)
     best: Any = OmegaConf.load(folder / "trials" / "optimization_results.yaml")
-    assert outcome.status == 1 and "Traceback" not in outcome.err and "1 of 2 jobs done: trials\n" in outcome.out
+    assert outcome.status == 1 and "Traceback" not in outcome.err and done(outcome, 1, 2, "trials")
     assert best.best_value == 0.3 and best.best_params == {"seed": 0}
 
 
 def test_a_sweep_whose_trials_all_failed_has_no_best_one(tmp_path: Path) -> None:
-    sweep, none = _Sweep("mine"), ValueError("No trials are completed yet.")
-    sweep.folder = tmp_path
+    sweep, none = _Sweep(Call(Config, "0", id="mine")), ValueError("No trials are completed yet.")
+    sweep.folder, sweep._tunes = tmp_path, True
     with pytest.raises(ValueError):  # no job has said anything: this is another mistake
         sweep.cause(none)
     rows.add(tmp_path, rows.Row("mine", 0, str(tmp_path / "0"), "failed", told="ended with status 1"))

@@ -44,10 +44,13 @@ def settle(file: Path, settings: Any, is_free: Callable[[str], bool]) -> None:
     compare(was, is_now, is_free, file.parent)
 
 
-def compare(was: Mapping[str, Any], now: Mapping[str, Any], is_free: Callable[[str], bool], folder: Path) -> None:
-    """Raises ConfigError that names the first key in which `now` differs from what `folder` was begun with."""
+def compare(
+    was: Mapping[str, Any], now: Mapping[str, Any], is_free: Callable[[str], bool], folder: Path, how: str = ""
+) -> None:
+    """Raises ConfigError that names the first key in which `now` differs from what `folder` was begun with. `how` says
+    which key names the folder, where that is not plain."""
     for key in sorted(key for key in was.keys() | now.keys() if not is_free(key)):
-        remedy = f"{folder} was begun with {was.get(key)}; give that, or another folder"
+        remedy = f"{folder} was begun with {was.get(key)}; give that, or another folder{f' ({how})' if how else ''}"
         check(was.get(key) == now.get(key), key, now.get(key), remedy)
 
 

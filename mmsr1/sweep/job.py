@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from mmsr1.files import is_locked
 from mmsr1.processes import close
 from mmsr1.run_directory import FIRST, RunDirectory
 from mmsr1.sweep import rows, watch
-from mmsr1.sweep.plan import run_dir
+from mmsr1.sweep.plan import Planned, run_dir
 
 LOGS = "logs"
 _DAMAGE = (OSError, ValueError, TypeError, AttributeError, KeyError, YAMLError)
@@ -51,6 +52,26 @@ class Call:
     full_error: str
     program: str = field(default_factory=lambda: sys.argv[0])
     id: str = field(default_factory=lambda: uuid4().hex[:12])
+
+    def refused(self, jobs: Sequence[tuple[Planned, Any]], name: str) -> dict[str, list[str]]:
+        """Why jobs of a sweep may not start, each reason with the folders that it holds for: told before any does.
+        Several configurations in one folder would be taken for one another."""
+        reasons: dict[str, list[str]] = {}
+        for job, raw in jobs:
+            try:
+                checked(raw)
+                _command(raw, job.folder, list(job.overrides), self.node)
+                _check_first(checked(raw), job.folder, list(job.overrides), name)
+            except USER_ERRORS as error:
+                reasons.setdefault(explain(error), []).append(job.folder.name)
+            except _DAMAGE:  # of a run that is there: it is told when its turn comes, and holds up no other
+                continue
+        for folder, count in Counter(job.folder for job, _ in jobs).items():
+            if count > 1:
+                remedy = "ask for none twice, or name in it all that is swept, like '${name}__${algorithm.lr}'"
+                told = f"hydra.sweep.subdir: {count} jobs have one folder; {remedy}"
+                reasons.setdefault(told, []).append(folder.name)
+        return reasons
 
     def do(self, raw: Any) -> float | None:
         """The job that Hydra has just composed: its final validation reward, None if it has none or failed."""
@@ -112,7 +133,8 @@ class _Job:
         if status in (130, -signal.SIGTERM):
             self.say("interrupted", told="was interrupted")
         elif status:
-            self.say("failed", told=f"ended with status {status}")
+            killed = status < 0 and signal.Signals(-status).name
+            self.say("failed", told=f"was killed ({killed})" if killed else f"ended with status {status}")
         else:
             self.say("finished")
         return status == 0
@@ -143,7 +165,7 @@ def _command(raw: Any, run: Path, overrides: list[str], node: type[Config]) -> l
     def is_free(key: str) -> bool:
         return _is_free(key, free, asked)
 
-    compare(there, asked, is_free, run)
+    compare(there, asked, is_free, run, "hydra.sweep.dir=FOLDER names another")
     if RunDirectory(run).read_run().get("status") == "finished":
         return None
     given = [one for one in OverridesParser.create().parse_overrides(overrides) if not one.is_add()]

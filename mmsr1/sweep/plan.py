@@ -1,4 +1,9 @@
-"""What a multirun was to do, read from the `multirun.yaml` that Hydra's own sweeper leaves in its folder."""
+"""What a multirun is to do: every job with its folder, known before the first one starts, and kept in `plan.jsonl`.
+
+    {"folder": "em__seed0", "overrides": ["+arm=reward/em", "seed=0"]}
+
+A command of another part of the same sweep (further seeds, a single arm) adds its jobs; nothing takes a line out.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +17,12 @@ from typing import Any
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
-from yaml import YAMLError
 
-from mmsr1.cli import CONF, USER_ERRORS, explain
-from mmsr1.config import edit, evaluate, register
+from mmsr1.files import json_line, scan_lines, write_whole
 
-FILE = "multirun.yaml"
+FILE = "plan.jsonl"
 
 
 @dataclass(frozen=True)
@@ -32,29 +34,40 @@ class Planned:
 
 
 def planned(folder: Path) -> list[Planned]:
-    """Every job of the multirun in `folder`, in order. Composes each for the name of its folder; needs no torch.
-
-    Raises ValueError with a remedy if that cannot be known.
-    """
+    """Every job that was planned in `folder`, in order. Raises ValueError with a remedy if that cannot be known."""
     try:
-        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / FILE), resolve=False)
-        settings = saved["hydra"]
-        params, task = settings["sweeper"]["params"] or {}, settings["overrides"]["task"]
-        name, subdir = settings["job"]["config_name"], settings["sweep"]["subdir"]
+        with (folder / FILE).open("rb") as file:
+            lines = [line for _, line in scan_lines(file)]
+        return [Planned(tuple(map(str, line["overrides"])), folder / str(line["folder"])) for line in lines]
     except FileNotFoundError as error:
         remedy = "name the folder of a sweep; those of hydra/sweeper=tune plan no jobs ahead"
         raise ValueError(f"{folder}: holds no {FILE}; {remedy}") from error
-    except (YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / FILE}: damaged; the command of the sweep, given again, writes it anew") from error
-    for schema in (evaluate, edit):
-        schema.register()
-    register()
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            jobs = expanded(params, task, GlobalHydra.instance().config_loader())
-            return [Planned(job, folder / _subdir(name, job, subdir, i)) for i, job in enumerate(jobs)]
-    except USER_ERRORS as error:
-        raise ValueError(f"{folder / FILE}: is no sweep of this program any more: {explain(error)}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / FILE}: damaged; remove it, and give the commands of the sweep again") from error
+
+
+def add(folder: Path, jobs: list[Planned]) -> None:
+    """Into the plan of the sweep in `folder`. Raises ValueError if that is damaged."""
+    known = {job.folder: job for job in (planned(folder) if (folder / FILE).is_file() else [])}
+    known |= {job.folder: job for job in jobs}
+    lines = [{"folder": str(job.folder.relative_to(folder)), "overrides": job.overrides} for job in known.values()]
+    write_whole(folder / FILE, b"".join(map(json_line, lines)))
+
+
+def foreseen(config: Any, name: str, loader: ConfigLoader) -> list[tuple[Planned, Any]]:
+    """The jobs of the multirun that `config` (with Hydra's own) is about to start, each with its configuration, raw.
+    `name` is that of the primary configuration. Raises `USER_ERRORS` for one that cannot be composed."""
+    settings: Any = OmegaConf.to_container(config.hydra, resolve=False)
+    sweep, subdir = Path(config.hydra.sweep.dir).resolve(), settings["sweep"]["subdir"]
+    found = []
+    for number, job in enumerate(expanded(settings["sweeper"]["params"] or {}, settings["overrides"]["task"], loader)):
+        raw: Any = hydra.compose(name, list(job), return_hydra_config=True)
+        with open_dict(raw):
+            raw.hydra.job.num, raw.hydra.sweep.subdir = number, subdir
+            folder = sweep / str(raw.hydra.sweep.subdir)
+            del raw["hydra"]
+        found.append((Planned(job, folder), raw))
+    return found
 
 
 def expanded(params: Mapping[str, str], task: list[str], loader: ConfigLoader) -> list[tuple[str, ...]]:
@@ -65,14 +78,6 @@ def expanded(params: Mapping[str, str], task: list[str], loader: ConfigLoader) -
     parser = OverridesParser.create(config_loader=loader)
     overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *task])
     return [tuple(job) for job in BasicSweeper.split_arguments(overrides, None)[0]]
-
-
-def _subdir(name: str, job: tuple[str, ...], subdir: str, number: int) -> str:
-    config = hydra.compose(name, list(job), return_hydra_config=True)
-    with open_dict(config):
-        config.hydra.job.num = number
-        config.hydra.sweep.subdir = subdir
-    return str(config.hydra.sweep.subdir)
 
 
 def command_of(planned: Planned, program: str = "train.py") -> str:

@@ -9,21 +9,24 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
-from mmsr1.cli import refuse
+from mmsr1.cli import USER_ERRORS, explain, refuse
+from mmsr1.config import Config, ConfigError
+from mmsr1.files import write_whole
 from mmsr1.run_directory import RunDirectory
 from mmsr1.sweep import rows
-from mmsr1.sweep.plan import expanded
+from mmsr1.sweep.plan import FILE, add, foreseen
 
 if TYPE_CHECKING:
     from mmsr1.sweep.job import Call
@@ -50,9 +53,9 @@ def tell() -> None:
 class Started(Callback):
     """Tells the process that sweeps where it does so: its folder holds a date, and only Hydra knows which."""
 
-    def on_multirun_start(self, config: Any, **_: Any) -> None:
+    def on_multirun_start(self, config: Any, config_name: str, **_: Any) -> None:
         if _here is not None:
-            _here.started(config)
+            _here.started(config, config_name)
 
 
 def sweep(
@@ -63,9 +66,9 @@ def sweep(
     Returns whether all went well. SIGTERM, and SIGHUP of a terminal that closes, end it as Ctrl-C does.
     """
     global _here
-    _here = here = _Sweep(call.id)
+    _here = here = _Sweep(call)
     lost = ""
-    sys.argv = [*sys.argv, _TELL_US]
+    sys.argv = _with_override(sys.argv, _TELL_US)
 
     def task(raw: Any) -> float | None:  # a launcher may send it to another process: it knows of nothing else
         return call.do(raw)
@@ -84,29 +87,81 @@ def sweep(
     return here.folder is None or here.close(lost, after)
 
 
+def _with_override(arguments: Sequence[str], override: str) -> list[str]:
+    """Beside the others, which argparse takes as one group: options may stand before or behind."""
+    places = (i for i, one in enumerate(arguments) if i and "=" in one and not one.startswith("-"))
+    place = next(places, len(arguments))
+    return [*arguments[:place], override, *arguments[place:]]
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(overrides)
+
+
 class _Sweep:
     """`folder` is None until the multirun starts; it never does where Hydra only shows a configuration."""
 
-    def __init__(self, call: str) -> None:
-        self.call, self.folder = call, None
+    def __init__(self, call: Call) -> None:
+        self._of, self.call, self.folder = call, call.id, None
         self._total: int | None = None
         self._study: str | None = None
         self._tunes = False
+        self._since = time.monotonic()
+        self._plan: bytes | None = None  # as it was before this command
         self._told, self._lock, self._stopping = 0, threading.Lock(), False
 
-    def started(self, config: Any) -> None:
+    def started(self, config: Any, name: str) -> None:
+        """Before anything is written or launched. Hydra turns exceptions of this into warnings, but no SystemExit."""
         self._study = OmegaConf.select(config, "study")
-        sweeper, task = config.hydra.sweeper, list(config.hydra.overrides.task)
-        self._total = OmegaConf.select(sweeper, "n_trials")
+        folder = Path(config.hydra.sweep.dir).resolve()
+        self._total = OmegaConf.select(config.hydra.sweeper, "n_trials")
         self._tunes = self._total is not None
         if not self._tunes:
-            with suppress(HydraException):  # the sweeper will tell
-                self._total = len(expanded(sweeper.params or {}, task, GlobalHydra.instance().config_loader()))
-        self.folder = Path(config.hydra.sweep.dir).resolve()
+            try:
+                self._total = self._planned(config, name, folder)
+            except USER_ERRORS as error:
+                refuse(explain(error))
+            except (ValueError, OSError) as error:
+                refuse(str(error))
+        if not OmegaConf.select(config, "hydra.launcher._target_").endswith("BasicLauncher"):
+            sys.stderr.write(f"output of the jobs: {_short(folder)}/logs\n")
+        self.folder = folder
+
+    def _planned(self, config: Any, name: str, folder: Path) -> int:
+        """The number of jobs, which are planned now; refuses them all if one may not start.
+
+        Those of an evaluation are no plan, and a benchmark that cannot be asked holds up no other.
+        """
+        loader = GlobalHydra.instance().config_loader()
+        task = list(config.hydra.overrides.task)
+        if any(one.key_or_group == "study" and one.is_sweep_override() for one in _parsed(task)):
+            raise ConfigError("study: one at a time; give a command for each")
+        jobs = foreseen(config, name, loader)
+        if self._of.node is not Config:
+            return len(jobs)
+        reasons = self._of.refused(jobs, name)
+        for told, names in reasons.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            sys.stderr.write(f"error: {told} ({names[0]}{more} of {len(jobs)} jobs; nothing was started)\n")
+        if reasons:
+            sys.exit(2)
+        file = folder / FILE
+        self._plan = file.read_bytes() if file.is_file() else None
+        add(folder, [job for job, _ in jobs])
+        return len(jobs)
+
+    def _unplan(self, folder: Path) -> None:
+        """Nothing of what this command asked for was begun."""
+        if self._plan is not None:
+            write_whole(folder / FILE, self._plan)
+        else:
+            (folder / FILE).unlink(missing_ok=True)
 
     def cause(self, error: Exception) -> str:
         """Why a launcher gave up, in words; raises what is not a launcher's. Exits with 2 for what a user can mend."""
         if isinstance(error, RuntimeError) and "slurm" in str(error):
+            if self.folder is not None and self._of.node is Config:
+                self._unplan(self.folder)
             refuse(
                 f"hydra/launcher=slurm: {error}; submit from a machine of the cluster, or give slurm_local or joblib"
             )
@@ -161,7 +216,8 @@ class _Sweep:
             sys.stderr.write(f"{lost}\n")
         total = self._total or len(last)
         sys.stderr.flush()
-        told = f"{len(done)} of {total} jobs done: {_short(self.folder)}"
+        minutes = (time.monotonic() - self._since) / 60
+        told = f"{len(done)} of {total} jobs done in {minutes:.1f} min: {_short(self.folder)}"
         sys.stdout.write(f"{told}\n")
         if self._study is not None:
             sys.stdout.write(

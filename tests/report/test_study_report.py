@@ -23,6 +23,7 @@ from mmsr1.report.study.page import boundaries, price_of
 from mmsr1.report.study.page import write_study as write_report
 from mmsr1.report.study.runs import Study, read_study
 from mmsr1.report.study.tables import paragraph, plain
+from mmsr1.sweep.plan import Planned, add
 
 ARMS = [MadeArm("none", 0.95, 0.97, 0.0), MadeArm("tenth", 0.1, 0.95, 0.1), MadeArm("dear", 0.02, 0.9, 0.4)]
 
@@ -253,7 +254,7 @@ def test_runs_that_do_not_count_are_gaps_with_a_reason(tmp_path: Path) -> None:
     assert "parsing a flow" in said.pop("config") and not said
     text = write_report(found, tmp_path / "out").read_text()
     assert "1 of 15 runs are whole" in text and "RuntimeError: no room" in text and "incomplete" in text
-    assert "There is no multirun.yaml" not in text
+    assert "There is no plan.jsonl" not in text
 
 
 def test_a_study_without_a_whole_run_has_a_page_too(tmp_path: Path) -> None:
@@ -266,13 +267,17 @@ def test_a_study_without_a_whole_run_has_a_page_too(tmp_path: Path) -> None:
 
 
 def plan(folder: Path) -> None:
-    """As Hydra leaves it."""
-    params = {"rewards.search_penalty": "0.0,0.1,0.2", "seed": "0"}
-    task = ["trainer.max_steps=2"]
-    settings = {"sweeper": {"params": params}, "overrides": {"task": task}, "job": {"config_name": "config"}}
-    settings["sweep"] = {"subdir": "p_${rewards.search_penalty}__seed${seed}"}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": settings}))
+    """As a sweep leaves it."""
+    penalties = ("0.0", "0.1", "0.2")
+    add(
+        folder,
+        [
+            Planned(
+                (f"rewards.search_penalty={penalty}", "seed=0", "trainer.max_steps=2"), folder / f"p_{penalty}__seed0"
+            )
+            for penalty in penalties
+        ],
+    )
 
 
 def test_missing_prints_a_command_for_each_gap_until_there_is_none(
@@ -331,7 +336,12 @@ def tables_of(folder: Path, beside: Study) -> str:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [(["nowhere"], "nowhere: no such folder"), (["made", "--reference=x"], "--reference=x: no arm")]
+    ("given", "said"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["made", "--reference=x"], "--reference=x: no arm"),
+        (["made", "--out=made/a__seed0/run.json"], "--out=made/a__seed0/run.json: is a file; name a folder"),
+    ],
 )
 def test_a_mistake_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], said: str

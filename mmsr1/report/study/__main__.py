@@ -33,6 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     beside = "of another study, whose arms are drawn in grey beside these in accuracy against calls"
     parser.add_argument("--beside", type=Path, metavar="FOLDER", help=beside)
     given = parser.parse_args(arguments)
+    if given.out is not None and given.out.exists() and not given.out.is_dir():
+        refuse(f"--out={given.out}: is a file; name a folder")
     try:
         study, jobs = _read(given.folder)
         if given.missing:

@@ -22,6 +22,7 @@ from mmsr1.report.study.figures import WIDTH, Marks, percent, settle, shown
 from mmsr1.report.study.runs import Arm
 from mmsr1.report.style import INK, STYLE, Mark
 
+_BESIDE = "#8c8c8c"
 _Bar = tuple[tuple[float, float], tuple[float, float]]
 
 _FINAL = (
@@ -115,7 +116,7 @@ def draw_frontier(arms: Sequence[Arm], marks: Marks, beside: Sequence[Arm] = ())
     """Accuracy against calls: every seed faint, the mean of each arm with both intervals. The frontier is that of
     `arms`; those `beside` are grey."""
     own, others = ([place for arm in some if (place := _place(arm))] for some in (arms, beside))
-    looks = [*(marks[place.arm.name] for place in own), *(Mark(INK, "X", "") for _ in others)]
+    looks = [*(marks[place.arm.name] for place in own), *(Mark(_BESIDE, "X", "") for _ in others)]
     places = [*own, *others]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")

@@ -76,13 +76,13 @@ def _told(study: Study) -> list[str]:
     said = [f"{len(study.runs)} of {jobs} runs are whole, in {len(study.arms)} of {len(study.order)} arms."]
     if study.gaps:
         said.append(
-            f"{len(study.gaps)} are not, and are in no figure: they are listed below; "
+            f"Not whole, and in no figure: {len(study.gaps)}, listed below; "
             f"{_command(study.folder, '--missing')} prints the commands that fill the gaps."
         )
     if not study.planned:
-        said.append("There is no multirun.yaml that says what was planned: runs that never began are not missed.")
+        said.append("There is no plan.jsonl that says what was planned: runs that never began are not missed.")
     if study.beside:
-        said.append(f"Runs of an earlier plan than the multirun.yaml of the folder: {study.beside}; they count.")
+        said.append(f"Runs that are in no plan (plan.jsonl): {study.beside}; they count.")
     if study.runs:
         made = "; ".join(f"{commit} ({count} runs)" for commit, count in commits(study).items())
         said.append(f"Made at commit {made}.")
@@ -99,7 +99,7 @@ def sections_of(study: Study, reference: Arm | None, beside: Study | None = None
         return []
     arms, marks = study.arms, figures.marks_of(study.arms)
     return [
-        _dynamics(arms, marks),
+        _dynamics(study, marks),
         _final(study, marks),
         Section(
             "Behaviour", "behaviour", ("Right and wrong answers, with and without a search: means over the seeds.",),
@@ -113,7 +113,8 @@ def sections_of(study: Study, reference: Arm | None, beside: Study | None = None
     ]  # fmt: skip
 
 
-def _dynamics(arms: Sequence[Arm], marks: figures.Marks) -> Section:
+def _dynamics(study: Study, marks: figures.Marks) -> Section:
+    arms = study.arms
     curves = [figures.dynamics_of(arm.runs, key) for arm in arms for key, *_ in figures.DYNAMICS]
     widths = sorted({figures.window(len(steps)) for steps, _, training in curves if training and len(steps)})
     notes = ["Training batches: the mean over the seeds, in a band from the lowest to the highest of them."]
@@ -122,6 +123,8 @@ def _dynamics(arms: Sequence[Arm], marks: figures.Marks) -> Section:
         notes.append(f"Curves are smoothed: each point is the mean of {counts} neighbouring steps.")
     if any(not training and len(steps) for steps, _, training in curves):
         notes.append("Hollow markers: validations, of an arm whose training has no such figure.")
+    if any(key.startswith("data.") for key, _ in differing(study)):
+        notes.append("The arms train on different questions: only validations, in the next section, ask all the same.")
     kinds = {str(run.config.get("algorithm.kind", "grpo")) for arm in arms for run in arm.runs}
     if len(kinds) > 1:
         notes.append("A step of GRPO is one of rollouts, a step of SFT a batch of demonstrations.")
@@ -151,8 +154,8 @@ def _final(study: Study, marks: figures.Marks) -> Section:
 
 def _frontier(study: Study, marks: figures.Marks, beside: Study | None) -> Section:
     notes = [
-        "Faint: every seed. Filled: no other arm is at least as accurate for at most the calls. Bars are the "
-        "intervals of the table above; one that leaves the picture is longer than shown."
+        "Faint: every seed. Filled, and joined by the dashed line: no other arm is at least as accurate for at most "
+        "the calls. Bars are the intervals of the table above; one that leaves the picture is longer than shown."
     ]
     notes += [one for one in _own_rewards(study) if "accuracy" in one]
     others = () if beside is None else beside.arms
