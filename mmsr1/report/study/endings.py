@@ -129,8 +129,9 @@ def draw_frontier(arms: Sequence[Arm], marks: Marks, beside: Sequence[Arm] = ())
         best, line = on_frontier(costs, accuracies), frontier_line(costs, accuracies, axes.get_xlim()[1])
         axes.plot(*zip(*line, strict=True), color=INK, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
         bars = []
-        for place, look, filled in zip(places, looks, [*best, *(True for _ in others)], strict=True):
-            bars += _draw_place(axes, place, look, filled)
+        filled = [*best, *(True for _ in others)]
+        for drawn in reversed(list(zip(places, looks, filled, strict=True))):  # the arms over those beside them
+            bars += _draw_place(axes, *drawn)
         axes.set_yticks(
             [tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= min(1 + 1e-9, axes.get_ylim()[1])]
         )
