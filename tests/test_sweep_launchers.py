@@ -70,7 +70,7 @@ def test_a_failed_job_loses_no_other_and_the_same_command_fills_the_gap(folder: 
 
     other = swept(folder, *STUDY, "seed=0", "rollout.turns=2")
     told = f"rollout.turns=2: {study}/default__seed0 was begun with 3; give that, or another folder"
-    how = "(hydra.sweep.dir=FOLDER names another) (default__seed0 of 1 jobs; nothing was started)"
+    how = "(hydra.sweep.dir=FOLDER names another) (default__seed0, of 1 jobs; nothing was started)"
     assert (other.status, other.err) == (2, f"error: {told} {how}\n")
     assert (study / "default__seed0" / "run.json").read_bytes() == before
 

@@ -123,8 +123,6 @@ class _Sweep:
                 refuse(explain(error))
             except (ValueError, OSError) as error:
                 refuse(str(error))
-        if not OmegaConf.select(config, "hydra.launcher._target_").endswith("BasicLauncher"):
-            sys.stderr.write(f"output of the jobs: {_short(folder)}/logs\n")
         self.folder = folder
 
     def _planned(self, config: Any, name: str, folder: Path) -> int:
@@ -142,7 +140,7 @@ class _Sweep:
         reasons = self._of.refused(jobs, name)
         for told, names in reasons.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            sys.stderr.write(f"error: {told} ({names[0]}{more} of {len(jobs)} jobs; nothing was started)\n")
+            sys.stderr.write(f"error: {told} ({names[0]}{more}, of {len(jobs)} jobs; nothing was started)\n")
         if reasons:
             sys.exit(2)
         file = folder / FILE
@@ -195,6 +193,8 @@ class _Sweep:
     def tell(self) -> None:
         with self._lock:
             said = self._rows()
+            if not self._told and (log := next((row.log for row in said if row.log), None)):
+                sys.stderr.write(f"output of the jobs: {_short(Path(log).parent)}\n")
             for row in said[self._told :]:
                 job = f"job {row.job + 1}{f' of {self._total}' if self._total else ''}: {self._name(row)}"
                 if line := _line(job, row):
