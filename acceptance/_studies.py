@@ -18,6 +18,7 @@ from acceptance.lines import OUTPUT, ROOT, Check, at_least, at_most, command, ho
 from mmsr1.report.study.compared import estimate
 from mmsr1.report.study.page import boundaries
 from mmsr1.report.study.runs import Arm, Study, read_study
+from mmsr1.report.study.tables import plain
 from mmsr1.sweep import planned
 
 FOLDER = OUTPUT / "studies"
@@ -95,7 +96,7 @@ def gap() -> list[Check]:
     status = sweep.wait()
     finished = [job.folder.name for job in planned(folder) if _status(job.folder) == "finished"]
     told, _ = command(sys.executable, "-m", "mmsr1.report.study", str(folder))
-    marked = killed.name in (folder / "results.md").read_text()
+    marked = plain(killed.name) in (folder / "results.md").read_text()
     missing, _ = command(sys.executable, "-m", "mmsr1.report.study", str(folder), "--missing", check=False)
     lines = missing.stdout.splitlines()
     filled = subprocess.run(lines[0] if lines else "false", shell=True, cwd=ROOT).returncode

@@ -182,11 +182,11 @@ def _is_free(key: str, free: tuple[str, ...], asked: Mapping[str, Any]) -> bool:
 def _check_first(config: Config, run: Path, overrides: list[str], name: str | None) -> None:
     """Raises ConfigError that names the first key in which the run before this one, if it has begun, differs from what
     would be begun now: the files that it names may have changed."""
-    from mmsr1.assembly.before import arguments_of
-
     folder = run / FIRST
     if config.first is None or not (folder / "config.yaml").is_file():
         return
+    from mmsr1.assembly.before import arguments_of  # heavy
+
     asked = _values(checked(hydra.compose(name, arguments_of(config.first, overrides))))
     compare(_values(checked(resumed(folder, []))), asked, lambda key: _is_free(key, FREE_IN_TRAINING, asked), folder)
 
