@@ -59,9 +59,9 @@ class Call:
         reasons: dict[str, list[str]] = {}
         for job, raw in jobs:
             try:
-                checked(raw)
+                config = checked(raw)
                 _command(raw, job.folder, list(job.overrides), self.node)
-                _check_first(checked(raw), job.folder, list(job.overrides), name)
+                _check_first(config, job.folder, list(job.overrides), name)
             except USER_ERRORS as error:
                 reasons.setdefault(explain(error), []).append(job.folder.name)
             except _DAMAGE:  # of a run that is there: it is told when its turn comes, and holds up no other

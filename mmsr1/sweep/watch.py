@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
@@ -26,7 +25,7 @@ from mmsr1.config import Config, ConfigError
 from mmsr1.files import write_whole
 from mmsr1.run_directory import RunDirectory
 from mmsr1.sweep import rows
-from mmsr1.sweep.plan import FILE, add, foreseen
+from mmsr1.sweep.plan import FILE, add, expanded, foreseen
 
 if TYPE_CHECKING:
     from mmsr1.sweep.job import Call
@@ -94,10 +93,6 @@ def _with_override(arguments: Sequence[str], override: str) -> list[str]:
     return [*arguments[:place], override, *arguments[place:]]
 
 
-def _parsed(overrides: list[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(overrides)
-
-
 class _Sweep:
     """`folder` is None until the multirun starts; it never does where Hydra only shows a configuration."""
 
@@ -132,11 +127,14 @@ class _Sweep:
         """
         loader = GlobalHydra.instance().config_loader()
         task = list(config.hydra.overrides.task)
-        if any(one.key_or_group == "study" and one.is_sweep_override() for one in _parsed(task)):
+        if any(
+            one.key_or_group == "study" and one.is_sweep_override()
+            for one in OverridesParser.create().parse_overrides(task)
+        ):
             raise ConfigError("study: one at a time; give a command for each")
-        jobs = foreseen(config, name, loader)
         if self._of.node is not Config:
-            return len(jobs)
+            return len(expanded(config.hydra.sweeper.params or {}, task, loader))
+        jobs = foreseen(config, name, loader)
         reasons = self._of.refused(jobs, name)
         for told, names in reasons.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
