@@ -280,12 +280,17 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and (missing := re.search(r"Could not find '([^']+)'", text)):
         group, _, option = missing[1].rpartition("/")
         options = _options(text)
+        if not options:  # of a group that has its files in folders, like arm
+            group, _, option = missing[1].partition("/")
+            options = _below(CONF / group)
         near = _near(option, options)
         hint = f"did you mean {near[0]}? " if near else ""
         hint = "needs the extra `studies`, which make setup installs; " if option.startswith(_PLUGINS) else hint
         return f"{group or 'config'}={option}: there is no such option; {hint}available: {', '.join(options) or 'none'}"
     if group := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"{_as_typed(group[1])}: no such config group; --help lists them (experiment needs a leading +)"
+        typed = _as_typed(group[1])
+        remedy = f"the group has no default: put + before it: +{typed}"
+        return f"{typed}: {remedy if (CONF / group[1]).is_dir() else 'no such config group; --help lists them'}"
     if group := re.search(r"Multiple values for (\w+)", text):
         return f"{_as_typed(group[1])}: the group has a default already; leave out the +"
     return _explain_value(text, str(error.__cause__ or error))
@@ -323,6 +328,10 @@ def _options(text: str) -> list[str]:
     _, _, listed = text.partition("Available options in")
     lines = takewhile(lambda line: line.startswith("\t"), listed.splitlines()[1:])
     return [line.strip() for line in lines if not line.endswith("schema")]
+
+
+def _below(group: Path) -> list[str]:
+    return sorted(str(file.relative_to(group).with_suffix("")) for file in group.rglob("*.yaml"))
 
 
 def _hint(name: str) -> str:

@@ -97,7 +97,16 @@ MISTAKES = {
     "missing prompts": (["model=tiny", "rollout.prompts=p.yaml"], "rollout.prompts=p.yaml", "emblem, on_demand"),
     "missing model": (["model.path=folder/of/model"], "model.path=folder/of/model", "Hugging Face folder"),
     "unknown experiment": (["+experiment=grpo_balancd"], "experiment=grpo_balancd", "did you mean grpo_balanced?"),
-    "experiment without a plus": (["experiment=grpo_balanced"], "experiment=grpo_balanced", "leading +"),
+    "experiment without a plus": (
+        ["experiment=grpo_balanced"],
+        "experiment=grpo_balanced",
+        "put + before it: +experiment=grpo_balanced",
+    ),
+    "option of folders": (
+        ["+arm=reward/emm"],
+        "arm=reward/emm",
+        "did you mean reward/em? available: grpo_variants/clip_",
+    ),
     "wrong option": (["scale=8xh10"], "scale=8xh10", "did you mean 8xh100? available: 4x8h100, 8xh100, laptop"),
     "wrong type": (["seed=abc"], "seed=abc", "must be a whole number"),
     "null": (["model.dtype=null"], "model.dtype=null", "needs a value"),

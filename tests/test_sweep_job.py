@@ -40,7 +40,7 @@ def says(folder: Path, status: str) -> None:
 
 def command(run: Path, *overrides: str) -> list[str] | None:
     raw: Any = composed(["model=tiny", *overrides])
-    return _command(raw, run, ["model=tiny", *overrides], Config)
+    return _command(raw, run, ["model=tiny", *overrides], Config, "config")
 
 
 def test_a_job_without_a_folder_is_started(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ STYLE: dict[Any, Any] = {
 INK = "#444444"
 COLOURS = ("blue", "vermilion", "green", "orange", "purple", "grey")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
-_LINES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+# With how far up each lies: where curves coincide, the ones below are seen through the gaps of those above.
+_LINES = (("-", 0), ((0, (5, 1.6)), 2), ((0, (1, 1.2)), 3), ((0, (6, 1.5, 1, 1.5)), 1))
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Mark:
     colour: str
     marker: str
     line: Any
+    above: float = 0.0  # added to the zorder of its curve
 
 
 def mark(number: int) -> Mark:
     """Of the arm with this number, counted from 0. Colours repeat after six arms, then with another line and marker."""
-    line = _LINES[(number + number // len(COLOURS)) % len(_LINES)]
-    return Mark(OKABE_ITO[COLOURS[number % len(COLOURS)]], _MARKERS[number % len(_MARKERS)], line)
+    line, above = _LINES[(number + number // len(COLOURS)) % len(_LINES)]
+    return Mark(OKABE_ITO[COLOURS[number % len(COLOURS)]], _MARKERS[number % len(_MARKERS)], line, 0.1 * above)

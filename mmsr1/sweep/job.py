@@ -59,9 +59,7 @@ class Call:
         reasons: dict[str, list[str]] = {}
         for job, raw in jobs:
             try:
-                config = checked(raw)
-                _command(raw, job.folder, list(job.overrides), self.node)
-                _check_first(config, job.folder, list(job.overrides), name)
+                _command(raw, job.folder, list(job.overrides), self.node, name)
             except USER_ERRORS as error:
                 reasons.setdefault(explain(error), []).append(job.folder.name)
             except _DAMAGE:  # of a run that is there: it is told when its turn comes, and holds up no other
@@ -81,10 +79,8 @@ class Call:
         job = _Job(self, sweep, run, settings.job.num, log)
         if any(row.event == "stop" for row in rows.read(sweep, self.id)):
             return None
-        overrides = list(settings.overrides.task)
         try:
-            command = _command(raw, run, overrides, self.node)
-            _check_first(checked(raw), run, overrides, settings.job.config_name)
+            command = _command(raw, run, list(settings.overrides.task), self.node, settings.job.config_name)
         except USER_ERRORS as error:
             job.say("failed", told=f"refused: {explain(error)}")
             return None
@@ -150,17 +146,21 @@ def _output(log: Path | None) -> Iterator[IO[bytes] | None]:
         yield stream
 
 
-def _command(raw: Any, run: Path, overrides: list[str], node: type[Config]) -> list[str] | None:
-    """The arguments of the job, the one with its folder last; None if it is finished already.
+def _command(raw: Any, run: Path, overrides: list[str], node: type[Config], name: str | None) -> list[str] | None:
+    """The arguments of the job, the one with its folder last; None if it is finished already. `name` is that of the
+    configuration which `raw` was composed from.
 
-    Raises ConfigError that names the first key in which the run that is there differs, and if someone is at work there.
+    Raises the first of USER_ERRORS that `raw` has; ConfigError that names the first key in which the run that is there
+    differs, or the one before it, and if someone is at work there.
     """
+    config = checked(raw)
+    _check_first(config, run, overrides, name)
     if not (run / "config.yaml").is_file():
         return [*overrides, run_dir(run)]
     remedy = "a process is still at work there; wait, or name another folder"
     check(not is_locked(run / ".lock"), "hydra.sweep.dir", run, remedy)
     free = FREE_IN_TRAINING if node is Config else FREE
-    asked, there = _values(checked(raw)), _values(checked(resumed(run, [], node)))
+    asked, there = _values(config), _values(checked(resumed(run, [], node)))
 
     def is_free(key: str) -> bool:
         return _is_free(key, free, asked)

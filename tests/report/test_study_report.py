@@ -142,6 +142,8 @@ def test_ten_arms_look_different_in_grey_too() -> None:
     looks = [figures.mark(number) for number in range(11)]
     assert len({one.marker for one in looks}) == 11
     assert len({(one.colour, str(one.line)) for one in looks}) == 11
+    # Where curves coincide, none but those of one line hide each other: dots lie on dashes, these on a full line.
+    assert looks[2].above > looks[1].above > looks[3].above > looks[0].above == looks[4].above
 
 
 def test_each_arm_with_forced_ways_has_a_boundary_in_the_order_of_penalties(tmp_path: Path) -> None:

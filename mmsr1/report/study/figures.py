@@ -136,7 +136,7 @@ def _draw_curve(axes: Axes, arm: Arm, key: str, look: Mark) -> None:
     every = max(1, len(steps) // 6)
     axes.plot(
         steps, curves.mean(axis=0), linestyle=look.line, color=look.colour, linewidth=1.6, marker=look.marker,
-        markersize=5, markevery=every, markerfacecolor=look.colour if training else "white",
+        markersize=5, markevery=every, markerfacecolor=look.colour if training else "white", zorder=2 + look.above,
     )  # fmt: skip
     if len(curves) > 1:
         axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=look.colour, alpha=0.13, linewidth=0)
@@ -197,7 +197,9 @@ def draw_boundary(found: Mapping[str, Boundary], marks: Marks) -> Figure:
 def _draw_switching(axes: Axes, one: Boundary, look: Mark) -> None:
     low, high = one.spread
     inside = (one.p >= low - 1e-9) & (one.p <= high + 1e-9)
-    axes.plot(one.p[inside], one.curve[inside], linestyle=look.line, color=look.colour, linewidth=1.6)
+    axes.plot(
+        one.p[inside], one.curve[inside], linestyle=look.line, color=look.colour, linewidth=1.6, zorder=2 + look.above
+    )
     axes.fill_between(
         one.p[inside], one.band[0][inside], one.band[1][inside], color=look.colour, alpha=0.12, linewidth=0
     )
