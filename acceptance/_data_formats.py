@@ -13,8 +13,9 @@ from acceptance._malformed import CASES, GOOD, Case
 from acceptance.learning import SHARED
 from acceptance.lines import OUTPUT, ROOT, Check, at_least, at_most, command, holds
 from mmsr1.assembly.data import skipped_rows, training_examples
-from mmsr1.cli import USER_ERRORS, checked, composed, explain
+from mmsr1.cli import checked, composed
 from mmsr1.data.formats import load_examples, write_examples
+from mmsr1.mistakes import USER_ERRORS, explain
 from mmsr1.types import Evidence, Notes
 
 HOME = OUTPUT / "formats"

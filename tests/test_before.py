@@ -11,11 +11,11 @@ import pytest
 
 from mmsr1 import cli
 from mmsr1.assembly.before import arguments_of, is_prepared, prepared
-from mmsr1.config import Config, ConfigError
+from mmsr1.config import CONF, Config, ConfigError
 from mmsr1.data.emblem.store import EmblemStore
 from mmsr1.run_directory import RunDirectory
 
-ARMS = sorted((cli.CONF / "arm").glob("*/*.yaml"))
+ARMS = sorted((CONF / "arm").glob("*/*.yaml"))
 
 
 def composed(*overrides: str) -> Config:

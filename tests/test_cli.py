@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mmsr1.cli import explain, run_command
+from mmsr1.cli import run_command
 from mmsr1.config import Config, ConfigError, register
+from mmsr1.mistakes import explain
 
 ROOT = Path(__file__).parents[1]
 # Runs a script as `python script arguments...` would, and tells in the end what heavy libraries that has imported.

@@ -43,6 +43,7 @@ ENTRY_POINTS = (
     "ask",
     "mmsr1.assembly",
     "mmsr1.cli",
+    "mmsr1.mistakes",
     "mmsr1.data.balance.__main__",
     "mmsr1.data.construct.__main__",
     "mmsr1.data.review.__main__",

@@ -13,10 +13,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from mmsr1.cli import USER_ERRORS, _resuming, explain, resumed
+from mmsr1.cli import _resuming, resumed
 from mmsr1.config import Config, ConfigError, register
 from mmsr1.config.edit import EditConfig
 from mmsr1.config.evaluate import EvaluateConfig
+from mmsr1.mistakes import USER_ERRORS, explain
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -15,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from mmsr1.assembly.before import arguments_of
-from mmsr1.cli import CONF, checked, composed
-from mmsr1.config import Config, ConfigError
+from mmsr1.cli import checked, composed
+from mmsr1.config import CONF, Config, ConfigError
 from mmsr1.models.plan import settle
 from mmsr1.sweep import rows
 from mmsr1.sweep.job import Call, _check_first, _command, _objective

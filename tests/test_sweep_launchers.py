@@ -20,8 +20,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sweep_program import ROOT, STUDY, Swept, environment, make, swept
 
-from mmsr1.cli import explain
 from mmsr1.config import Config, register
+from mmsr1.mistakes import explain
 from mmsr1.sweep import rows
 from mmsr1.sweep.job import Call
 from mmsr1.sweep.watch import _Sweep

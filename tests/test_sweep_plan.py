@@ -14,8 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from sweep_program import make, swept
 
-from mmsr1.cli import CONF
-from mmsr1.config import register
+from mmsr1.config import CONF, register
 from mmsr1.sweep import Planned, command_of, planned
 from mmsr1.sweep.plan import add, foreseen
 

@@ -7,6 +7,7 @@ values that make no sense. Defaults live in the YAML files; here are only types 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -18,7 +19,9 @@ from mmsr1.config.data import DataConfig, MixConfig, SharesConfig, SourceConfig,
 from mmsr1.config.rollout import RolloutConfig, ServerConfig, TransformersConfig, VllmConfig
 from mmsr1.config.tools import BudgetConfig, FaultsConfig, PartConfig, ToolsConfig
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 __all__ = [
+    "CONF",
     "HUB_ID",
     "AlgorithmConfig",
     "BudgetConfig",

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from mmsr1.cli import USER_ERRORS, CommandParser, explain, refuse, resumed
+from mmsr1.cli import CommandParser, refuse, resumed
 from mmsr1.config import Config, ConfigError
+from mmsr1.mistakes import USER_ERRORS, explain
 
 if TYPE_CHECKING:
     from mmsr1.models.loading import PolicyFiles

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmsr1 import cli
-from mmsr1.cli import USER_ERRORS, explain, refuse
+from mmsr1.cli import refuse
 from mmsr1.config import (
     HUB_ID,
     AlgorithmConfig,
@@ -32,6 +32,7 @@ from mmsr1.config import (
     TrainerConfig,
     check,
 )
+from mmsr1.mistakes import USER_ERRORS, explain
 from mmsr1.models.memory import GIB, breakdown, by_moment, choose
 from mmsr1.models.policy_shape import PolicyShape
 from mmsr1.models.step_memory import BYTES, Engine, TrainingPlan

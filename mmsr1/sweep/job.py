@@ -27,9 +27,10 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from mmsr1.assembly.settings import FREE, FREE_IN_TRAINING, compare, decides_nothing, flat
-from mmsr1.cli import USER_ERRORS, checked, explain, resumed
+from mmsr1.cli import checked, resumed
 from mmsr1.config import Config, check
 from mmsr1.files import is_locked
+from mmsr1.mistakes import USER_ERRORS, explain
 from mmsr1.processes import close
 from mmsr1.run_directory import FIRST, RunDirectory
 from mmsr1.sweep import rows, watch

@@ -20,9 +20,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
-from mmsr1.cli import USER_ERRORS, explain, refuse
+from mmsr1.cli import refuse
 from mmsr1.config import Config, ConfigError
 from mmsr1.files import write_whole
+from mmsr1.mistakes import USER_ERRORS, explain
 from mmsr1.run_directory import RunDirectory
 from mmsr1.sweep import rows
 from mmsr1.sweep.plan import FILE, add, expanded, foreseen

@@ -27,8 +27,9 @@ from rich.table import Column, Table
 
 from mmsr1 import cli
 from mmsr1.assembly.tools import part_providers
-from mmsr1.cli import USER_ERRORS, explain, refuse
+from mmsr1.cli import refuse
 from mmsr1.config import ToolsConfig
+from mmsr1.mistakes import USER_ERRORS, explain
 from mmsr1.tools.base import CallFailed
 from mmsr1.tools.bundle.format import Bundle
 from mmsr1.tools.fetch import SafeFetch

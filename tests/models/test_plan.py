@@ -12,8 +12,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from mmsr1 import cli
-from mmsr1.config import Config, ConfigError, register
+from mmsr1.config import CONF, Config, ConfigError, register
 from mmsr1.models import plan
 from mmsr1.models.memory import GIB, breakdown
 from mmsr1.models.plan import STARTING_POLICY, assumptions, composed, main, plan_of, settle, settled
@@ -137,7 +136,7 @@ def test_the_engine_is_the_one_that_is_chosen() -> None:
 def configuration(*overrides: str) -> Config:
     """train.py's own, of the built-in data."""
     register()
-    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         made: Any = OmegaConf.to_object(hydra.compose("config", [*overrides, "data=emblem"]))
     return made
 

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmsr1 import cli
 from mmsr1.assembly.construct import Construction, check_construction, construction, held_out, planned
 from mmsr1.assembly.settings import decides_nothing, settle
-from mmsr1.cli import USER_ERRORS, configured_command, explain, refuse
+from mmsr1.cli import configured_command, refuse
 from mmsr1.config import ConfigError, check
 from mmsr1.config.construct import ConstructConfig, register
 from mmsr1.data.card import write_card
@@ -39,6 +39,7 @@ from mmsr1.data.construct.report import card_facts, report, stage_table
 from mmsr1.data.construct.stages import Desk
 from mmsr1.data.formats import write_examples
 from mmsr1.files import write_whole
+from mmsr1.mistakes import USER_ERRORS, explain
 from mmsr1.report.searches import search_table, tool_table
 
 CANDIDATES = "candidates.parquet"

@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 
 from mmsr1 import cli
 from mmsr1.assembly.chosen import with_policy
-from mmsr1.cli import USER_ERRORS, configured_command, explain, refuse, remove_empty
+from mmsr1.cli import configured_command, refuse, remove_empty
 from mmsr1.config import check
 from mmsr1.config.edit import EditConfig, register
+from mmsr1.mistakes import USER_ERRORS, explain
 
 if TYPE_CHECKING:
     from mmsr1.run_directory import RunDirectory

@@ -28,8 +28,9 @@ from rich.console import Console
 from mmsr1 import __version__, cli
 from mmsr1.assembly.services import ledger_folder
 from mmsr1.assembly.tools import SearchTools, check_tools, search_tools
-from mmsr1.cli import USER_ERRORS, CommandParser, checked, explain, refuse
+from mmsr1.cli import CommandParser, checked, refuse
 from mmsr1.config import Config, ToolsConfig
+from mmsr1.mistakes import USER_ERRORS, explain
 from mmsr1.report.searches import search_table, tool_table
 from mmsr1.tools.base import CallFailed
 from mmsr1.tools.gateway.app import MIB, Settings, create_app
