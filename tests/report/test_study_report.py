@@ -212,6 +212,17 @@ def test_the_page_fits_a_narrow_window_and_shows_all_its_figures(written: Path, 
         assert tab.errors() == []
 
 
+@pytest.mark.skipif(PROGRAM is None, reason="needs chromium on the PATH (apt-get install chromium)")
+def test_at_the_width_of_the_page_no_table_is_cut_off(written: Path, tmp_path: Path) -> None:
+    with Browser(tmp_path / "profile", width=1000) as browser:
+        tab = browser.tab(f"file://{written}/report.html")
+        assert tab.until("document.querySelectorAll('table').length")
+        wider = "[...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth).length"
+        assert tab.run(wider) == 0
+        cell = "[...document.querySelectorAll('#final td')].find(one => one.textContent.includes(' ['))"
+        assert tab.run(f"[...{cell}.children].every(one => one.getClientRects().length === 1)"), "an interval is whole"
+
+
 # ---- gaps
 
 
