@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,12 @@ def test_every_experiment_composes_at_every_scale(experiment: str, scale: str) -
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_what_an_experiment_says_holds_at_every_scale(experiment: str, scale: str) -> None:
+    check_said(CONF / "experiment" / f"{experiment}.yaml", shipped(f"+experiment={experiment}", f"scale={scale}"))
+
+
+def check_said(file: Path, config: Config) -> None:
+    """Every key of the file has its value in the configuration."""
+
     def check_leaves(said: Any, got: Any, at: str) -> None:
         for key, value in said.items():
             if isinstance(value, dict):
@@ -102,25 +108,29 @@ def test_what_an_experiment_says_holds_at_every_scale(experiment: str, scale: st
             else:
                 assert getattr(got, key) == value, f"{at}.{key}"
 
-    said = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    said = yaml.safe_load(file.read_text())
     said.pop("defaults", None)
-    check_leaves(said, shipped(f"+experiment={experiment}", f"scale={scale}"), experiment)
+    check_leaves(said, config, file.stem)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_arm_of_a_study_composes_at_every_scale(study: str, scale: str) -> None:
-    """As the sweep runs it; the name of the arm tells it from the others."""
+    """As the sweep runs it, with what is swept before the study. What the file of an arm says holds, and more than its
+    name tells it from the others."""
     params = yaml.safe_load((CONF / "study" / f"{study}.yaml").read_text())["hydra"]["sweeper"]["params"]
     assert params.pop("seed") == "0,1,2"
     ((key, values),) = params.items()
-    names = set()
+    names, contents = set(), set()
     for value in values.split(","):
-        config = shipped(f"+study={study}", f"scale={scale}", f"{key}={value}")
+        config = shipped(f"{key}={value}", f"+study={study}", f"scale={scale}")
         check_complete(config)
         assert config.study == study
+        if key == "+arm":
+            check_said(CONF / "arm" / f"{value}.yaml", config)
         names.add(config.name)
-    assert len(names) == values.count(",") + 1
+        contents.add(repr(replace(config, name="")))
+    assert len(names) == len(contents) == values.count(",") + 1
     if key == "+arm":
         assert {f"{file.parent.name}/{file.stem}" for file in (CONF / "arm" / study).glob("*.yaml")} == set(
             values.split(",")

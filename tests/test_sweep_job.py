@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import hydra
+import psutil
 import pytest
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +24,7 @@ from mmsr1.cli import checked, composed
 from mmsr1.config import CONF, Config, ConfigError
 from mmsr1.models.plan import settle
 from mmsr1.sweep import rows
-from mmsr1.sweep.job import Call, _check_first, _command, _objective
+from mmsr1.sweep.job import Call, _check_first, _command, _Job, _objective
 from mmsr1.sweep.watch import _is_done
 
 
@@ -145,6 +150,45 @@ def test_a_trial_is_worth_the_reward_of_its_last_validation(
     if summary is not None:
         (tmp_path / "summary.json").write_text(summary)
     assert _objective(tmp_path) == value
+
+
+def test_a_job_that_starts_while_the_sweep_is_stopped_does_not_begin(tmp_path: Path) -> None:
+    call = Call(Config, "0", "train.py")
+    touch = [sys.executable, "-c", f"open({str(tmp_path / 'began')!r}, 'w')"]
+
+    def job(number: int) -> _Job:
+        return _Job(call, tmp_path, tmp_path / "run", number, tmp_path / "logs" / "run.log")
+
+    rows.add(tmp_path, rows.Row(call.id, -1, str(tmp_path), "stop"))
+    assert not job(0).runs(touch, "hydra.run.dir=run") and not (tmp_path / "began").exists()
+    assert [row.event for row in rows.read(tmp_path, call.id)] == ["stop", "started", "interrupted"]
+    (tmp_path / rows.FILE).unlink()
+    assert job(1).runs(touch, "hydra.run.dir=run") and (tmp_path / "began").exists()
+
+
+def test_who_is_killed_before_a_job_is_known_leaves_none_behind(tmp_path: Path) -> None:
+    """As a launcher kills its workers on Ctrl-C: here where the line of the job is being written, to nobody."""
+    os.mkfifo(tmp_path / rows.FILE)
+    job = "import sys, time; from pathlib import Path; Path(sys.argv[1], 'began').touch(); time.sleep(60)"
+    worker = (
+        "import sys; from pathlib import Path; from mmsr1.config import Config; from mmsr1.sweep.job import Call, _Job;"
+        "here = Path(sys.argv[1]); job = _Job(Call(Config, '0', 'train.py'), here, here, 0, here / 'log');"
+        f"job.runs([sys.executable, '-c', {job!r}, sys.argv[1]], 'hydra.run.dir=run')"
+    )
+    with subprocess.Popen([sys.executable, "-c", worker, str(tmp_path)]) as process:
+        until = time.monotonic() + 60
+        while not (children := psutil.Process(process.pid).children()) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert children, "the job is there, and waits to be known"
+        process.kill()
+    until = time.monotonic() + 30
+    while any(map(_lives, children)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(_lives, children)) and not (tmp_path / "began").exists()
+
+
+def _lives(process: Any) -> bool:
+    return process.is_running() and process.status() != "zombie"  # nobody may be there to bury it
 
 
 def test_lines_of_another_call_and_damaged_ones_do_not_count(tmp_path: Path) -> None:

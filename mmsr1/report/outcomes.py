@@ -21,6 +21,7 @@ OKABE_ITO = {
     "vermilion": "#d55e00",
     "orange": "#e69f00",
     "purple": "#cc79a7",
+    "sky": "#56b4e9",
     "grey": "#8a8a8a",
 }
 

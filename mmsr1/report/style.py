@@ -17,7 +17,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "mmsr1",
 }
 INK = "#444444"
-COLOURS = ("blue", "vermilion", "green", "orange", "purple", "grey")
+COLOURS = ("blue", "vermilion", "green", "orange", "purple", "sky")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 # With how far up each lies: where curves coincide, the ones below are seen through the gaps of those above.
 _LINES = (("-", 0), ((0, (5, 1.6)), 2), ((0, (1, 1.2)), 3), ((0, (6, 1.5, 1, 1.5)), 1))

@@ -37,6 +37,8 @@ from mmsr1.sweep import rows, watch
 from mmsr1.sweep.plan import Planned, run_dir
 
 LOGS = "logs"
+# A job begins once it is known by a line of `rows`: who dies before that leaves none behind that nobody ends.
+_GATE = ("sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
 _DAMAGE = (OSError, ValueError, TypeError, AttributeError, KeyError, YAMLError)
 # Chosen by `mmsr1.models.plan.settle` where they are null; config.yaml has what it chose.
 _CHOSEN = ("trainer.optimizer_state", "trainer.offload")
@@ -67,10 +69,14 @@ class Call:
                 continue
         for folder, count in Counter(job.folder for job, _ in jobs).items():
             if count > 1:
-                remedy = "ask for none twice, or name in it all that is swept, like '${name}__${algorithm.lr}'"
+                named = "'${name}__lr${algorithm.lr}__seed${seed}'"
+                remedy = f"ask for none twice, or name in it all that is swept, like {named}"
                 told = f"hydra.sweep.subdir: {count} jobs have one folder; {remedy}"
                 reasons.setdefault(told, []).append(folder.name)
         return reasons
+
+    def is_stopped(self, sweep: Path) -> bool:
+        return any(row.event == "stop" for row in rows.read(sweep, self.id))
 
     def do(self, raw: Any) -> float | None:
         """The job that Hydra has just composed: its final validation reward, None if it has none or failed."""
@@ -78,7 +84,7 @@ class Call:
         sweep, run = Path(settings.sweep.dir).resolve(), Path(settings.runtime.output_dir)
         log = None if watch.is_here() else sweep / LOGS / f"{settings.sweep.subdir.replace('/', '_')}.log"
         job = _Job(self, sweep, run, settings.job.num, log)
-        if any(row.event == "stop" for row in rows.read(sweep, self.id)):
+        if self.is_stopped(sweep):
             return None
         try:
             command = _command(raw, run, list(settings.overrides.task), self.node, settings.job.config_name)
@@ -118,11 +124,15 @@ class _Job:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal of the sweep, which ends its jobs itself
         with _output(self.log) as stream:
             process = subprocess.Popen(
-                command, env=environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+                [*_GATE, *command], env=environment, stdout=stream, stderr=stream, stdin=subprocess.PIPE,
+                start_new_session=True,
+            )  # fmt: skip
             try:
                 self.say("resumed" if how.startswith("resume=") else "started", pid=process.pid)
-                status = process.wait()
+                if self.call.is_stopped(self.sweep):
+                    process.terminate()
+                process.communicate(b"go\n")
+                status = process.returncode
             except BaseException:  # the sweep is stopped, or a scheduler takes this process back
                 close(process)
                 self.say("interrupted", told="was interrupted")

@@ -252,6 +252,9 @@ class _Sweep:
             if away := [row for row in self._last().values() if row.event in rows.UNDER_WAY and not _is_near(row)]:
                 told = "what is queued ends as it starts, and is not run; at work on other machines, and not ended"
                 sys.stderr.write(f"{told}: {', '.join(self._name(row) for row in away)}\n")
+            if count := sum(row.event in rows.UNDER_WAY and _is_near(row) for row in self._last().values()):
+                jobs = "a job, which keeps" if count == 1 else f"{count} jobs, which keep"
+                sys.stderr.write(f"ending {jobs} what is done; a second Ctrl-C does not wait for that\n")
             for row in self._elsewhere():
                 with suppress(ProcessLookupError):
                     os.kill(row.pid or 0, signal.SIGTERM)

@@ -95,6 +95,36 @@ def test_only_seeds_that_both_have_are_compared(study: Study) -> None:
     assert remarks == ["dear: no seed with validation episodes in common with none: not compared"]
 
 
+def test_a_run_without_episodes_is_in_no_test_and_named(study: Study) -> None:
+    first, *others = study.runs
+    fewer = replace(study, runs=(replace(first, outcomes=()), *others))
+    found, remarks = compared.tests(fewer, fewer.arms[0])
+    assert {one.seeds for one in found} == {2}
+    assert remarks == ["none__seed0: no episodes of a validation; in no test"]
+
+
+def test_a_key_that_only_the_folder_names_makes_arms_of_its_own(tmp_path: Path) -> None:
+    """As docs/studies.md has it for a sweep over more than the arm."""
+    folders = [tmp_path / f"tenth__lr{lr}__seed{seed}" for lr in ("0.001", "0.002") for seed in range(2)]
+    for folder in folders[:3]:
+        write_run(folder, ARMS[1], int(folder.name[-1]), 4)
+    found = read_study(tmp_path, folders)
+    assert [(arm.name, len(arm.runs), arm.jobs) for arm in found.arms] == [
+        ("tenth__lr0.001", 2, 2),
+        ("tenth__lr0.002", 1, 2),
+    ]
+    (tmp_path / "plain").mkdir()
+    write_run(tmp_path / "plain" / "a-run", ARMS[1], 0, 4)
+    assert [arm.name for arm in read_study(tmp_path / "plain", None).arms] == ["tenth"]
+
+
+def test_arms_of_one_configuration_are_told(study: Study) -> None:
+    assert compared.alike(study) == []
+    twin = [replace(run, arm="twin") for run in study.runs if run.arm == "dear"]
+    (told,) = compared.alike(replace(study, runs=(*study.runs, *twin), order=(*study.order, "twin")))
+    assert told.startswith("dear, twin: nothing differs in their configuration")
+
+
 def test_the_reference_is_named_or_the_first(study: Study) -> None:
     def name(study: Study, given: str | None = None) -> str:
         found = compared.reference_of(study, given)
@@ -117,10 +147,10 @@ def test_what_differs_between_arms_is_told_and_what_seeds_share_is_one_value(stu
     assert rows["model.path"] == ("elsewhere / outputs/warm__seed*/policy", *["outputs/warm__seed*/policy"] * 2)
 
 
-def test_smoothing_is_a_mean_of_neighbours_without_a_drift_at_the_ends() -> None:
+def test_smoothing_is_a_mean_of_neighbours_that_begins_with_the_first_and_ends_with_no_lone_last_one() -> None:
     values = np.array([0.0, 3.0, 6.0, np.nan, 12.0, 0.0])
-    assert figures.smoothed(values, 3).tolist() == pytest.approx([0.0, 3.0, 4.5, np.nan, 6.0, 0.0], nan_ok=True)
-    assert figures.smoothed(np.arange(9.0), 5).tolist() == list(range(9))
+    assert figures.smoothed(values, 3).tolist() == pytest.approx([0.0, 3.0, 4.5, np.nan, 6.0, 6.0], nan_ok=True)
+    assert figures.smoothed(np.arange(9.0), 5).tolist() == [*range(7), 6.5, 7]
     assert [figures.window(steps) for steps in (4, 30, 50, 1000)] == [1, 3, 5, 9]
 
 

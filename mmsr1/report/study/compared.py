@@ -90,6 +90,9 @@ def tests(study: Study, reference: Arm, seed: int = 0) -> tuple[list[Test], list
     found: list[Test] = []
     remarks: dict[str, None] = {}
     for arm in study.arms:
+        if without := [run.folder.name for run in arm.runs if not run.outcomes]:
+            remarks[f"{', '.join(without)}: no episodes of a validation; in no test"] = None
+    for arm in study.arms:
         if arm.name == reference.name:
             continue
         pairs = [(a, b) for a in reference.runs for b in arm.runs if a.seed == b.seed and a.outcomes and b.outcomes]
@@ -146,6 +149,19 @@ def mixed(study: Study) -> list[str]:
         for place, arm in enumerate(study.arms)
         for key, row in rows
         if " / " in row[place]
+    ]
+
+
+def alike(study: Study) -> list[str]:
+    """Arms of one configuration: they are one measurement, under two names."""
+    columns = list(zip(*(row for _, row in differing(study)), strict=True)) or [()] * len(study.arms)
+    same: dict[tuple[str, ...], list[str]] = {}
+    for arm, column in zip(study.arms, columns, strict=True):
+        same.setdefault(column, []).append(arm.name)
+    return [
+        f"{', '.join(names)}: nothing differs in their configuration; between them there is nothing to compare"
+        for names in same.values()
+        if len(names) > 1
     ]
 
 

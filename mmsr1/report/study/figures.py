@@ -83,12 +83,16 @@ def window(steps: int) -> int:
 
 
 def smoothed(values: Floats, width: int) -> Floats:
-    """The mean of each value and its neighbours, of as many on either side (fewer at the ends); NaN counts nowhere."""
+    """The mean of each value and its neighbours; NaN counts nowhere.
+
+    At the start, where curves are steep, of as many on either side: it begins with the first value. At the end of those
+    that there are: a last value that stood alone would look like a turn.
+    """
     known = ~np.isnan(values)
     half, filled = width // 2, np.where(known, values, 0.0)
     found = np.full(len(values), math.nan)
     for i in np.flatnonzero(known):
-        reach = min(half, i, len(values) - 1 - i)
+        reach = min(half, i)
         here = slice(i - reach, i + reach + 1)
         found[i] = filled[here].sum() / known[here].sum()
     return found

@@ -15,7 +15,7 @@ from mmsr1.report.boundary import Boundary, asked_of, boundary
 from mmsr1.report.outcomes import OKABE_ITO
 from mmsr1.report.page import environment, style
 from mmsr1.report.study import endings, figures, tables
-from mmsr1.report.study.compared import commits, differing, mixed, reference_of, tests
+from mmsr1.report.study.compared import alike, commits, differing, mixed, reference_of, tests
 from mmsr1.report.study.runs import Arm, Study
 from mmsr1.report.study.tables import Table
 
@@ -26,6 +26,9 @@ _IN_TRAINING += ("rewards.penalty_warmup_steps",)
 _CONFIGURATION = (
     "Keys that differ between the arms; seeds, names, folders and what decides no figure are left out. config.yaml "
     "has all keys of one run, the first of the arm that others are held against."
+)
+_COST = (
+    "Sums over the runs that are whole. The time of a process that was killed outright is not known, and not in them."
 )
 
 
@@ -86,7 +89,7 @@ def _told(study: Study) -> list[str]:
     if study.runs:
         made = "; ".join(f"{commit} ({count} runs)" for commit, count in commits(study).items())
         said.append(f"Made at commit {made}.")
-    return said + mixed(study)
+    return said + mixed(study) + alike(study)
 
 
 def _command(*arguments: object) -> str:
@@ -109,7 +112,7 @@ def sections_of(study: Study, reference: Arm | None, beside: Study | None = None
         _tests(study, reference),
         *_boundary(study, marks),
         Section("Configuration", "configuration", (_CONFIGURATION,), None, tables.differing(study)),
-        Section("Cost and time", "cost", ("Sums over the runs that are whole.",), None, tables.spent(arms)),
+        Section("Cost and time", "cost", (_COST,), None, tables.spent(arms)),
     ]  # fmt: skip
 
 
@@ -120,7 +123,8 @@ def _dynamics(study: Study, marks: figures.Marks) -> Section:
     notes = ["Training batches: the mean over the seeds, in a band from the lowest to the highest of them."]
     if widths and widths[-1] > 1:
         counts = " or ".join(map(str, (width for width in widths if width > 1)))
-        notes.append(f"Curves are smoothed: each point is the mean of {counts} neighbouring steps.")
+        told = f"each point is the mean of the {counts} steps around it, the first and the last of fewer"
+        notes.append(f"Curves are smoothed: {told}.")
     if any(not training and len(steps) for steps, _, training in curves):
         notes.append("Hollow markers: validations, of an arm whose training has no such figure.")
     if any(key.startswith("data.") for key, _ in differing(study)):
@@ -180,7 +184,7 @@ def _tests(study: Study, reference: Arm) -> Section:
         f"Every arm less {reference.name}, over the seeds that both have. p is of sign flips of whole images over all "
         "pairs of seed and question (a question of several seeds is one): it covers the choice of questions, for the "
         "policies that were trained. The interval is over the differences of the seeds: it covers how training "
-        "varies, on these questions. Holm's p is for all tests shown.",
+        "varies, on these questions, and has no length where all differ by the same. Holm's p is for all tests shown.",
         *_own_rewards(study),
         *remarks,
     )

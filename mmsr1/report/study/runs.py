@@ -147,7 +147,7 @@ def _read(folder: Path) -> StudyRun | Gap:
             return Gap(arm, seed, folder, "missing", "")
         if run["status"] != "finished":
             return Gap(arm, seed, folder, *_unfinished(folder, run))
-        return _whole(folder, arm, seed, run)
+        return _whole(folder, named[1] if named else None, seed, run)
     except _DAMAGE as error:
         what = error if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
         return Gap(arm, seed, folder, "damaged", _line(what))
@@ -179,8 +179,9 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _whole(folder: Path, arm: str, seed: int | None, run: Mapping[str, Any]) -> StudyRun:
-    """Raises one of `_DAMAGE` that says which file is damaged, and how."""
+def _whole(folder: Path, arm: str | None, seed: int | None, run: Mapping[str, Any]) -> StudyRun:
+    """`arm` as its folder says, which may name more that was swept than the configuration's own name does; None if it
+    says none. Raises one of `_DAMAGE` that says which file is damaged, and how."""
     directory = RunDirectory(folder)
     config = configuration(folder)
     if not config.get("name"):
@@ -203,9 +204,9 @@ def _whole(folder: Path, arm: str, seed: int | None, run: Mapping[str, Any]) -> 
         raise ValueError("metrics.jsonl: a figure that is no number")
     if not isinstance(run.get("git_commits", []), list):
         raise ValueError("run.json: git_commits is no list")
-    about = config.get("seed", seed)
+    arm, about = arm or str(config["name"]), config.get("seed", seed)
     first = _json(folder / FIRST, "summary.json")
-    return StudyRun(folder, str(config["name"]), about, config, run, summary, first, metrics, outcomes, branches)
+    return StudyRun(folder, arm, about, config, run, summary, first, metrics, outcomes, branches)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
