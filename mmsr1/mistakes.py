@@ -18,6 +18,7 @@ from mmsr1.config import CONF, ConfigError, construct, edit, evaluate
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ConfigError)
 _PLUGINS = ("joblib", "submitit", "optuna")
+_ADDED = ("experiment", "study", "arm")  # to what train.py has by default
 _SPELT = {
     "data.mix": "is a group: data/mix=natural; its keys are data.mix.shares.free and so on",
     "data.sources": "is a list of files: 'data.sources=[{path: a.parquet, weight: 2}, {path: b.jsonl}]'",
@@ -45,7 +46,7 @@ def explain(error: Exception) -> str:
     if group := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         typed = _as_typed(group[1])
         remedy = f"the group has no default: put + before it: +{typed}"
-        return f"{typed}: {remedy if (CONF / group[1]).is_dir() else 'no such config group; --help lists them'}"
+        return f"{typed}: {remedy if group[1] in _ADDED else 'no such config group; --help lists them'}"
     if group := re.search(r"Multiple values for (\w+)", text):
         return f"{_as_typed(group[1])}: the group has a default already; leave out the +"
     return _explain_value(text, str(error.__cause__ or error))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,6 +154,15 @@ def test_a_trial_is_worth_the_reward_of_its_last_validation(
     assert _objective(tmp_path) == value
 
 
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """A job with a log ignores Ctrl-C, in a process of its own."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_a_job_that_starts_while_the_sweep_is_stopped_does_not_begin(tmp_path: Path) -> None:
     call = Call(Config, "0", "train.py")
     touch = [sys.executable, "-c", f"open({str(tmp_path / 'began')!r}, 'w')"]
@@ -188,7 +199,10 @@ def test_who_is_killed_before_a_job_is_known_leaves_none_behind(tmp_path: Path) 
 
 
 def _lives(process: Any) -> bool:
-    return process.is_running() and process.status() != "zombie"  # nobody may be there to bury it
+    try:
+        return process.is_running() and process.status() != "zombie"  # nobody may be there to bury it
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_lines_of_another_call_and_damaged_ones_do_not_count(tmp_path: Path) -> None:

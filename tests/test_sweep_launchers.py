@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,16 +162,36 @@ def test_a_sweep_that_is_stopped_ends_its_jobs_cleanly(
     options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
     at_a_time = 2 if "hydra.launcher.n_jobs=2" in launcher else 1
-    # Open for writing too: it does not end between two jobs, whose letters may also come together.
-    with open(os.open(folder / "ready", os.O_RDWR), "rb", buffering=0) as ready:
-        said = 0
-        while said < at_a_time:
-            said += len(ready.read(1))
+    wait_for(at_a_time, folder / "ready")
     (os.killpg if group else os.kill)(sweep.pid, number)
     _, err = sweep.communicate(timeout=100)
     runs = sorted((folder / "study").glob("waits__seed*/run.json"))
     assert sweep.returncode == 130 and [status(run.parent) for run in runs] == ["interrupted"] * at_a_time
     assert "interrupted; the same command goes on with what is there\n" in err and "Traceback" not in err
+
+
+def test_a_terminal_that_closes_ends_the_jobs_of_its_sweep_cleanly(folder: Path) -> None:
+    os.mkfifo(folder / "ready")
+    ours, theirs = os.openpty()
+    command = [sys.executable, "program.py", "-m", *STUDY, "name=waits", "seed=0,2", "hydra/launcher=joblib"]
+    sweep = subprocess.Popen(
+        [*command, "hydra.launcher.n_jobs=2"], cwd=folder, env=environment(folder), stdin=theirs, stdout=theirs,
+        stderr=theirs, start_new_session=True, preexec_fn=partial(fcntl.ioctl, theirs, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    wait_for(2, folder / "ready")
+    os.close(ours)
+    assert sweep.wait(100)
+    assert [status(folder / "study" / f"waits__seed{seed}") for seed in (0, 2)] == ["interrupted"] * 2
+
+
+def wait_for(jobs: int, ready: Path) -> None:
+    """Until as many have begun to wait."""
+    # Open for writing too: it does not end between two jobs, whose letters may also come together.
+    with open(os.open(ready, os.O_RDWR), "rb", buffering=0) as letters:
+        said = 0
+        while said < jobs:
+            said += len(letters.read(1))
 
 
 def composed(*overrides: str) -> Any:

@@ -249,19 +249,24 @@ class _Sweep:
         again, self._stopping = self._stopping, True
         if self.folder is not None and not again:
             rows.add(self.folder, rows.Row(self.call, -1, str(self.folder), "stop"))
-            if away := [row for row in self._last().values() if row.event in rows.UNDER_WAY and not _is_near(row)]:
-                told = "what is queued ends as it starts, and is not run; at work on other machines, and not ended"
-                sys.stderr.write(f"{told}: {', '.join(self._name(row) for row in away)}\n")
-            if count := sum(row.event in rows.UNDER_WAY and _is_near(row) for row in self._last().values()):
-                jobs = "a job, which keeps" if count == 1 else f"{count} jobs, which keep"
-                sys.stderr.write(f"ending {jobs} what is done; a second Ctrl-C does not wait for that\n")
             for row in self._elsewhere():
                 with suppress(ProcessLookupError):
                     os.kill(row.pid or 0, signal.SIGTERM)
+            with suppress(OSError):  # of a terminal that is closed
+                self._tell_of_the_stop()
             until = time.monotonic() + _CLOSING_S
             while self._elsewhere() and time.monotonic() < until:
                 time.sleep(0.1)
         raise KeyboardInterrupt
+
+    def _tell_of_the_stop(self) -> None:
+        under_way = [row for row in self._last().values() if row.event in rows.UNDER_WAY]
+        if away := [row for row in under_way if not _is_near(row)]:
+            told = "what is queued ends as it starts, and is not run; at work on other machines, and not ended"
+            sys.stderr.write(f"{told}: {', '.join(self._name(row) for row in away)}\n")
+        if near := len(self._elsewhere()) + sum(_is_near(row) and row.by == os.getpid() for row in under_way):
+            jobs = "a job, which keeps" if near == 1 else f"{near} jobs, which keep"
+            sys.stderr.write(f"ending {jobs} what is done; a second Ctrl-C does not wait for that\n")
 
     def _elsewhere(self) -> list[rows.Row]:
         """Jobs that other processes of this machine wait for; of one's own `Call.do` takes care."""

@@ -159,7 +159,7 @@ def alike(study: Study) -> list[str]:
     for arm, column in zip(study.arms, columns, strict=True):
         same.setdefault(column, []).append(arm.name)
     return [
-        f"{', '.join(names)}: nothing differs in their configuration; between them there is nothing to compare"
+        f"{', '.join(names)}: nothing that decides a figure differs in their configuration; there is nothing to compare"
         for names in same.values()
         if len(names) > 1
     ]

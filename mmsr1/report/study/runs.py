@@ -180,8 +180,8 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _whole(folder: Path, arm: str | None, seed: int | None, run: Mapping[str, Any]) -> StudyRun:
-    """`arm` as its folder says, which may name more that was swept than the configuration's own name does; None if it
-    says none. Raises one of `_DAMAGE` that says which file is damaged, and how."""
+    """`arm` as its folder says, which in a study may name more that was swept than the configuration's own name does;
+    None if it says none. Raises one of `_DAMAGE` that says which file is damaged, and how."""
     directory = RunDirectory(folder)
     config = configuration(folder)
     if not config.get("name"):
@@ -204,7 +204,9 @@ def _whole(folder: Path, arm: str | None, seed: int | None, run: Mapping[str, An
         raise ValueError("metrics.jsonl: a figure that is no number")
     if not isinstance(run.get("git_commits", []), list):
         raise ValueError("run.json: git_commits is no list")
-    arm, about = arm or str(config["name"]), config.get("seed", seed)
+    if arm is None or not config.get("study"):  # another sweep numbers its folders
+        arm = str(config["name"])
+    about = config.get("seed", seed)
     first = _json(folder / FIRST, "summary.json")
     return StudyRun(folder, arm, about, config, run, summary, first, metrics, outcomes, branches)
 
