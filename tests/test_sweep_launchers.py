@@ -174,9 +174,14 @@ def test_a_terminal_that_closes_ends_the_jobs_of_its_sweep_cleanly(folder: Path)
     os.mkfifo(folder / "ready")
     ours, theirs = os.openpty()
     command = [sys.executable, "program.py", "-m", *STUDY, "name=waits", "seed=0,2", "hydra/launcher=joblib"]
+
+    def at_the_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which a sweep heeds
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
     sweep = subprocess.Popen(
         [*command, "hydra.launcher.n_jobs=2"], cwd=folder, env=environment(folder), stdin=theirs, stdout=theirs,
-        stderr=theirs, start_new_session=True, preexec_fn=partial(fcntl.ioctl, theirs, termios.TIOCSCTTY, 0),
+        stderr=theirs, start_new_session=True, preexec_fn=at_the_terminal,
     )  # fmt: skip
     os.close(theirs)
     wait_for(2, folder / "ready")
